@@ -1,0 +1,44 @@
+"""offaxis: where post-training moves a language model's weights, beside the nulls.
+
+Everything public hangs on this module and loads on first use, so that `import offaxis` costs
+next to nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from offaxis.checkpoint import Checkpoint, describe, open_checkpoint
+    from offaxis.comparison import Comparison, compare
+    from offaxis.errors import OffaxisError
+
+__version__ = "0.1.0"
+__all__ = [
+    "Checkpoint",
+    "Comparison",
+    "OffaxisError",
+    "__version__",
+    "compare",
+    "describe",
+    "open_checkpoint",
+]
+
+_HOME = {
+    "Checkpoint": "offaxis.checkpoint",
+    "Comparison": "offaxis.comparison",
+    "OffaxisError": "offaxis.errors",
+    "compare": "offaxis.comparison",
+    "describe": "offaxis.checkpoint",
+    "open_checkpoint": "offaxis.checkpoint",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import the module that holds `name` on first use (PEP 562)."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'offaxis' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,5 @@
+"""`python -m offaxis` is the `offaxis` command."""
+
+from offaxis.cli import main
+
+main()

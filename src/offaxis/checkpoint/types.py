@@ -10,13 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Aligned", "Checkpoint", "Mismatch", "Part", "PartPair", "TensorPair", "TensorSpec", "View"]
+__all__ = [
+    "Aligned",
+    "Checkpoint",
+    "Mismatch",
+    "Part",
+    "PartPair",
+    "TensorPair",
+    "TensorSpec",
+    "View",
+]
 
 
 @dataclass(frozen=True)
@@ -36,10 +44,12 @@ class TensorSpec:
         return out
 
 
-class Checkpoint(Mapping[str, "torch.Tensor"], Protocol):
+class Checkpoint(Mapping[str, "torch.Tensor"]):
     """A lazy, read-only mapping from tensor name to tensor.
 
     `checkpoint[name]` reads one tensor in its stored dtype, mapped from the file where it can be.
+    Subclasses set the three attributes and define `__getitem__`; names come from `specs`, in
+    natural order (`layers.2` before `layers.10`).
     """
 
     source: str
@@ -48,9 +58,24 @@ class Checkpoint(Mapping[str, "torch.Tensor"], Protocol):
     config: Mapping[str, object]
     """`config.json`, or an empty mapping."""
 
-    def __getitem__(self, name: str) -> torch.Tensor: ...
-    def __iter__(self) -> Iterator[str]: ...
-    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.specs)
+
+    def __len__(self) -> int:
+        return len(self.specs)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.specs
+
+    def __eq__(self, other: object) -> bool:
+        """Identity: comparing values would read both checkpoints whole."""
+        return self is other
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.source!r}: {len(self)} tensors>"
 
 
 @dataclass(frozen=True)
@@ -100,9 +125,10 @@ class Mismatch:
     role: str
     expert: int | None
     shape: tuple[int, ...]
-    status: Literal["missing", "extra", "reshaped", "tied", "not_float"]
+    status: Literal["missing", "extra", "reshaped", "tied", "not_float", "buffer"]
+    """`buffer`: a floating-point constant that is no parameter (a causal mask, `inv_freq`)."""
     detail: str
-    """For example `base (512, 64), tuned (520, 64)` or `same tensor as model.embed_tokens.weight`."""
+    """For example `base (512, 64), tuned (520, 64)` or `same tensor as embed_tokens.weight`."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +138,7 @@ class Aligned:
     pairs: tuple[PartPair, ...]
     mismatches: tuple[Mismatch, ...]
     renaming: str
-    """The renaming that was chosen, in words (`identity`, `strip _orig_mod.`), printed and saved."""
+    """The renaming that was chosen, in words: `identity`, `strip _orig_mod.`."""
     renamed: Mapping[str, str]
     """Tuned name -> base name, only where they differ."""
 
@@ -124,6 +150,3 @@ class TensorPair:
     part: Part
     base: torch.Tensor
     tuned: torch.Tensor
-
-
-AnyPath = str | Path

@@ -1,0 +1,215 @@
+"""Exact selection of the largest or smallest entries, and counts within magnitude bins.
+
+Magnitudes are compared as unsigned integers: with the sign bit cleared, the bits of a float order
+as its absolute value does (a NaN above infinity). The threshold comes from one histogram over the
+leading bits and an exact partition of the few entries in the bin that holds it, not from a sort.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from numba import njit
+
+from offaxis.kernels.pool import for_each, spans
+
+__all__ = [
+    "MAGNITUDE_BINS",
+    "Selection",
+    "bin_counts",
+    "magnitude_codes",
+    "magnitude_histogram",
+    "pack",
+    "popcount",
+    "select",
+    "unpack",
+]
+
+MAGNITUDE_BINS = 2048
+"""Bins of equal |W₀|: the eight exponent bits and the top three mantissa bits of its bf16 code."""
+
+_LEADING = 16
+_SMALLEST_SPAN = 1 << 16
+
+Bits = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A packed mask with exactly `count` entries, and what decided it.
+
+    `near` counts entries within 1e-12 relative of the threshold (itself included): those may fall
+    on either side on another machine.
+    """
+
+    mask: Bits
+    count: int
+    near: int
+
+
+def magnitude_codes(tensor: torch.Tensor) -> npt.NDArray[Any]:
+    """Unsigned integers that order as |tensor| does, flat, in row-major order."""
+    flat = tensor.detach().contiguous().reshape(-1)
+    width = flat.element_size()
+    signed = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[width]
+    limit = torch.iinfo(signed).max
+    return (flat.view(signed) & limit).numpy().view(f"u{width}")  # type: ignore[no-any-return]
+
+
+@njit(nogil=True, cache=True)
+def _leading_histogram(codes: Any, shift: Any, counts: Any) -> None:
+    for i in range(codes.size):
+        counts[codes[i] >> shift] += 1
+
+
+@njit(nogil=True, cache=True)
+def _gather(codes: Any, shift: Any, wanted: Any, out: Any) -> None:
+    k = 0
+    for i in range(codes.size):
+        if (codes[i] >> shift) == wanted:
+            out[k] = codes[i]
+            k += 1
+
+
+@njit(nogil=True, cache=True)
+def _count_equal(codes: Any, value: Any) -> int:
+    total = 0
+    for i in range(codes.size):
+        total += codes[i] == value
+    return total
+
+
+@njit(nogil=True, cache=True)
+def _mark(codes: Any, value: Any, largest: bool, quota: int, out: Any) -> None:
+    """Set the bit of every entry beyond `value`, and of the first `quota` equal to it."""
+    for i in range(codes.size):
+        code = codes[i]
+        take = code > value if largest else code < value
+        if code == value and quota > 0:
+            take = True
+            quota -= 1
+        out[i >> 3] |= np.uint8(np.uint8(take) << np.uint8(i & 7))
+
+
+def _rank_value(codes: npt.NDArray[Any], rank: int) -> Any:
+    """The code at 0-based position `rank` in ascending order."""
+    shift = codes.dtype.type(max(0, codes.itemsize * 8 - 1 - _LEADING))
+
+    def histogram(span: tuple[int, int]) -> npt.NDArray[np.int64]:
+        counts = np.zeros(1 << (_LEADING + 1), np.int64)
+        _leading_histogram(codes[span[0] : span[1]], shift, counts)
+        return counts
+
+    counts = np.sum(for_each(histogram, spans(codes.size, smallest=_SMALLEST_SPAN)), axis=0)
+    below = np.cumsum(counts)
+    leading = int(np.searchsorted(below, rank, side="right"))
+    inside = np.empty(int(counts[leading]), codes.dtype)
+    _gather(codes, shift, codes.dtype.type(leading), inside)
+    offset = rank - (int(below[leading]) - inside.size)
+    return np.partition(inside, offset)[offset]
+
+
+def _near(codes: npt.NDArray[Any], value: Any) -> int:
+    """Entries within 1e-12 relative of the threshold; only float64 has neighbours that close."""
+    reach = 1 << 13 if codes.itemsize == 8 else 0  # 2^13 ulp of float64 is at most 1.8e-12
+    low, high = max(0, int(value) - reach), int(value) + reach
+    if not reach:
+        return int(_count_equal(codes, value))
+    kind = codes.dtype.type
+    return int(np.count_nonzero((codes >= kind(low)) & (codes <= kind(high))))
+
+
+def select(
+    codes: npt.NDArray[Any], count: int, *, side: Literal["largest", "smallest"]
+) -> Selection:
+    """The `count` largest or smallest entries of `codes` (see `magnitude_codes`), exactly.
+
+    Ties go to the lower index. Range of `count`: 0 to `codes.size`, else ValueError.
+    """
+    if not 0 <= count <= codes.size:
+        raise ValueError(f"cannot select {count} of {codes.size} entries")
+    mask = np.zeros(-(-codes.size // 8), np.uint8)
+    if count == 0:
+        return Selection(mask, 0, 0)
+    largest = side == "largest"
+    value = _rank_value(codes, codes.size - count if largest else count - 1)
+    pieces = spans(codes.size, multiple=8, smallest=_SMALLEST_SPAN)
+
+    def census(span: tuple[int, int]) -> tuple[int, int]:
+        piece = codes[span[0] : span[1]]
+        beyond = np.count_nonzero(piece > value if largest else piece < value)
+        return int(beyond), int(_count_equal(piece, value))
+
+    found = for_each(census, pieces)
+    left = count - sum(beyond for beyond, _ in found)
+    quotas = []
+    for _, equal in found:
+        quotas.append(min(left, equal))
+        left -= quotas[-1]
+
+    def mark(task: tuple[tuple[int, int], int]) -> None:
+        (start, stop), quota = task
+        _mark(codes[start:stop], value, largest, quota, mask[start // 8 : -(-stop // 8)])
+
+    for_each(mark, zip(pieces, quotas, strict=True))
+    return Selection(mask, count, _near(codes, value))
+
+
+@njit(nogil=True, cache=True)
+def _bin_all(codes: Any, counts: Any) -> None:
+    for i in range(codes.size):
+        counts[(codes[i] & np.uint16(0x7FFF)) >> np.uint16(4)] += 1
+
+
+@njit(nogil=True, cache=True)
+def _bin_masked(codes: Any, mask: Any, counts: Any) -> None:
+    for byte in range(mask.size):
+        bits = mask[byte]
+        if bits == 0:
+            continue
+        for k in range(8):
+            if bits & (1 << k):
+                counts[(codes[8 * byte + k] & np.uint16(0x7FFF)) >> np.uint16(4)] += 1
+
+
+def bin_counts(codes: npt.NDArray[np.uint16], mask: Bits | None = None) -> npt.NDArray[np.int64]:
+    """How many entries (of the mask, if given) lie in each of the `MAGNITUDE_BINS` bins.
+
+    codes: bf16 codes of W₀, flat. Returns int64 of shape (2048,).
+    """
+
+    def one(span: tuple[int, int]) -> npt.NDArray[np.int64]:
+        start, stop = span
+        counts = np.zeros(MAGNITUDE_BINS, np.int64)
+        if mask is None:
+            _bin_all(codes[start:stop], counts)
+        else:
+            _bin_masked(codes[start:stop], mask[start // 8 : -(-stop // 8)], counts)
+        return counts
+
+    parts = for_each(one, spans(codes.size, multiple=8, smallest=_SMALLEST_SPAN))
+    return np.sum(parts, axis=0, dtype=np.int64) if parts else np.zeros(MAGNITUDE_BINS, np.int64)
+
+
+def magnitude_histogram(tensor: torch.Tensor) -> npt.NDArray[np.int64]:
+    """`bin_counts` of a tensor of any float dtype, rounded to bfloat16."""
+    return bin_counts(magnitude_codes(tensor.to(torch.bfloat16)))
+
+
+def popcount(mask: Bits) -> int:
+    """How many bits of a packed mask are set."""
+    return int(np.bitwise_count(mask).sum(dtype=np.int64))
+
+
+def pack(mask: torch.Tensor | npt.NDArray[np.bool_]) -> Bits:
+    """A boolean mask as bits, lowest first, in row-major order."""
+    array = mask.numpy() if isinstance(mask, torch.Tensor) else mask
+    return np.packbits(array.reshape(-1), bitorder="little")
+
+
+def unpack(mask: Bits, shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
+    """The boolean mask of `shape` behind packed bits."""
+    count = int(np.prod(shape, dtype=np.int64))
+    return np.unpackbits(mask, count=count, bitorder="little").astype(bool).reshape(shape)

@@ -1,0 +1,71 @@
+"""Do runs change the same entries? Jaccard overlap, consensus, and what chance would give.
+
+The Path Not Taken, section 2.2. Masks are packed bits of one tensor, one mask a run.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from offaxis.kernels.pool import for_each, spans
+from offaxis.kernels.select import popcount
+from offaxis.measures.number import Number, undefined
+
+__all__ = ["changed_in_r_runs", "jaccard", "jaccard_chance", "jaccard_magnitude_null"]
+
+Bits = npt.NDArray[np.uint8]
+Counts = npt.NDArray[np.int64]
+
+
+def jaccard(first: Bits, second: Bits) -> Number:
+    """|A ∩ B| / |A ∪ B|, in [0, 1]. Undefined where both are empty."""
+    union = popcount(first | second)
+    return Number(popcount(first & second) / union) if union else undefined("no_change")
+
+
+def jaccard_chance(p: float, q: float) -> Number:
+    """pq / (p + q − pq): the Jaccard overlap of independent masks of densities p and q."""
+    union = p + q - p * q
+    return Number(p * q / union) if union else undefined("no_change")
+
+
+def jaccard_magnitude_null(total: Counts, first: Counts, second: Counts) -> Number:
+    """The Jaccard overlap of masks that are independent within bins of equal |W₀|.
+
+    I = Σ_b |A_b|·|B_b|/|b|; I / (|A| + |B| − I), from counts in each bin.
+    """
+    used = total > 0
+    both = float((first[used].astype(np.float64) * second[used] / total[used]).sum())
+    union = float(first.sum() + second.sum()) - both
+    return Number(both / union) if union else undefined("no_change")
+
+
+@njit(nogil=True, cache=True)
+def _tally(masks: Any, entries: int, counts: Any) -> None:
+    for byte in range(masks.shape[1]):
+        for k in range(min(8, entries - 8 * byte)):
+            runs = 0
+            for r in range(masks.shape[0]):
+                runs += (masks[r, byte] >> k) & 1
+            counts[runs] += 1
+
+
+def changed_in_r_runs(masks: Sequence[Bits], entries: int) -> Counts:
+    """How many entries changed in exactly r of the R runs, r = 0 … R; they sum to `entries`.
+
+    The consensus ratio of an entry (the paper's C) is its r over R.
+    """
+    stacked = np.stack(masks)
+
+    def one(span: tuple[int, int]) -> Counts:
+        counts = np.zeros(len(masks) + 1, np.int64)
+        start, stop = span
+        _tally(stacked[:, start // 8 : -(-stop // 8)], stop - start, counts)
+        return counts
+
+    parts = for_each(one, spans(entries, multiple=8, smallest=1 << 16))
+    empty = np.zeros(len(masks) + 1, np.int64)
+    return np.sum(parts, axis=0, dtype=np.int64) if parts else empty

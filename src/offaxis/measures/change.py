@@ -1,0 +1,76 @@
+"""How much changed, and where along rows and columns: plain readings of one bit scan."""
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from offaxis.kernels.scan import Scan
+from offaxis.measures.number import Number, undefined
+
+__all__ = [
+    "column_changed",
+    "correlation",
+    "mask_picture",
+    "relative_update_norm",
+    "row_changed",
+    "unchanged_bf16",
+    "unchanged_stored",
+]
+
+Floats = npt.NDArray[np.float64]
+
+
+def unchanged_bf16(scan: Scan) -> Number:
+    """Share of entries whose value, rounded to bfloat16 to nearest even, is the same in both.
+
+    In [0, 1]; +0 and −0 are the same, a NaN is unchanged only if bit-identical. The Path Not
+    Taken, definitions 2.1 and 2.2.
+    """
+    return _share(scan.entries - scan.changed, scan.entries)
+
+
+def unchanged_stored(scan: Scan) -> Number:
+    """Share of entries that are equal after promoting both sides to the wider stored dtype."""
+    return _share(scan.entries - scan.changed_stored, scan.entries)
+
+
+def relative_update_norm(scan: Scan) -> Number:
+    """‖ΔW‖_F / ‖W₀‖_F over finite entries, in [0, ∞)."""
+    if scan.base_square == 0:
+        return undefined("base_is_zero")
+    return Number(math.sqrt(scan.update_square / scan.base_square))
+
+
+def correlation(scan: Scan) -> Number:
+    """Cosine between W₀ and W₊ as vectors, in [−1, 1]; near 0 for unrelated models."""
+    tuned_square = max(0.0, scan.update_square - scan.base_square + 2 * scan.cross)
+    scale = math.sqrt(scan.base_square * tuned_square)
+    return Number(max(-1.0, min(1.0, scan.cross / scale))) if scale else undefined("zero_norm")
+
+
+def row_changed(scan: Scan) -> Floats:
+    """Share of changed entries in each row (the paper's ρ), shape (m,)."""
+    rows = np.zeros(0, np.int64) if scan.rows is None else scan.rows
+    return rows / max(1, scan.entries // max(1, rows.size))
+
+
+def column_changed(scan: Scan) -> Floats:
+    """Share of changed entries in each column (the paper's κ), shape (n,)."""
+    columns = np.zeros(0, np.int64) if scan.columns is None else scan.columns
+    return columns / max(1, scan.entries // max(1, columns.size))
+
+
+def mask_picture(mask: npt.NDArray[np.uint8], shape: tuple[int, int], *, side: int = 96) -> Floats:
+    """The update mask as a picture: shares of changed entries in blocks, at most side × side."""
+    rows, cols = shape
+    bits = np.unpackbits(mask, count=rows * cols, bitorder="little").reshape(rows, cols)
+    row_edges = np.linspace(0, rows, min(side, rows) + 1).astype(np.int64)
+    col_edges = np.linspace(0, cols, min(side, cols) + 1).astype(np.int64)
+    by_row = np.add.reduceat(bits, row_edges[:-1], axis=0, dtype=np.int64)
+    blocks = np.add.reduceat(by_row, col_edges[:-1], axis=1)
+    return blocks / np.outer(np.diff(row_edges), np.diff(col_edges))
+
+
+def _share(part: int, whole: int) -> Number:
+    return Number(part / whole) if whole else undefined("no_entries")

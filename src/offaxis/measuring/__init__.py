@@ -1,0 +1,99 @@
+"""One matched tensor in, its rows out: what `compare` does for each tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from offaxis.kernels import Scan, bin_counts, scan
+from offaxis.measures import MEASURES, Number
+from offaxis.measuring.base import BaseSide, Settings
+from offaxis.measuring.entries import (
+    entry_curves,
+    entry_numbers,
+    overlap_numbers,
+    update_numbers,
+)
+from offaxis.measuring.spectra import spectral_numbers
+from offaxis.table import Curve, Measurement
+
+if TYPE_CHECKING:
+    from offaxis.checkpoint import Part, TensorPair
+
+__all__ = ["BaseSide", "Measured", "Settings", "measure_pair", "model_shape"]
+
+_UNITS = {measure.name: measure.unit for measure in MEASURES}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """All that one tensor of one tuned checkpoint gave.
+
+    mask and bins: the update mask M as packed bits, and its count in each magnitude bin (None for
+    what is no matrix), for use across runs.
+    """
+
+    rows: list[Measurement]
+    curves: list[Curve]
+    scan: Scan
+    bins: npt.NDArray[np.int64] | None
+
+
+def measure_pair(base: BaseSide, pair: TensorPair, *, tuned: str, wide: bool) -> Measured:
+    """All measures of one tensor of one tuned checkpoint.
+
+    tuned: the label for the rows. wide: the tuned side is stored wider than bfloat16, so that the
+    rounding null is defined.
+    """
+    found = scan(pair.base, pair.tuned)
+    numbers = dict(entry_numbers(found))
+    curves = dict(entry_curves(found, pair.part))
+    bins = None
+    if pair.part.is_matrix:
+        assert found.mask is not None
+        bins = bin_counts(base.codes, found.mask)
+        numbers |= overlap_numbers(base, found.mask, bins)
+        update = None
+        if not found.nonfinite_base and not found.nonfinite_tuned:
+            update = pair.tuned.to(torch.float64) - pair.base
+        numbers |= update_numbers(base, pair, update, found.changed, wide=wide)
+        numbers |= spectral_numbers(base, update, curves)
+    return Measured(
+        list(_rows(pair.part, tuned, numbers)),
+        [Curve(tuned, pair.part.tensor, name, *data) for name, data in curves.items()],
+        found,
+        bins,
+    )
+
+
+def model_shape(part: Part) -> tuple[int, int]:
+    """Rows and columns as the model uses them: turned where the stored tensor is transposed."""
+    if not part.shape:
+        return 1, 1
+    width = part.shape[-1]
+    height = int(np.prod(part.shape[:-1], dtype=np.int64))
+    return (width, height) if part.transposed else (height, width)
+
+
+def _rows(part: Part, tuned: str, numbers: dict[str, Number]) -> Iterator[Measurement]:
+    height, width = model_shape(part)
+    for name, number in numbers.items():
+        yield Measurement(
+            tuned=tuned,
+            tensor=part.tensor,
+            layer=part.layer,
+            role=part.role,
+            expert=part.expert,
+            rows=height,
+            cols=width,
+            measure=name,
+            value=number.value,
+            unit=_UNITS[name],
+            error=number.error,
+            status=number.status,
+        )

@@ -1,0 +1,95 @@
+// Choices, theme, and the first drawing.
+
+(function start() {
+  const data = JSON.parse(byId("data").textContent);
+  const state = { checkpoint: Math.max(0, data.checkpoints.length - 1), matrix: 0, grid: "", overlap: "", view: "observed", contrast: "" };
+
+  function options(id, entries, key, then) {
+    const select = byId(`choose-${id}`);
+    if (!select) return;
+    const groups = new Map();
+    for (const { value, words, group } of entries) {
+      const option = new Option(words, String(value));
+      if (group === undefined) { select.append(option); continue; }
+      if (!groups.has(group)) {
+        const made = document.createElement("optgroup");
+        made.label = group;
+        groups.set(group, made);
+        select.append(made);
+      }
+      groups.get(group).append(option);
+    }
+    select.disabled = entries.length < 2;
+    select.closest("label").hidden = !entries.length;
+    if (!entries.length) return;
+    if (!entries.some((entry) => entry.value === state[key])) state[key] = entries[0].value;
+    select.value = String(state[key]);
+    select.addEventListener("change", () => {
+      state[key] = entries[select.selectedIndex].value;
+      then();
+    });
+  }
+
+  function choose(name) {
+    const index = data.matrices.list.findIndex((one) => one.name === name);
+    if (index < 0) return;
+    state.matrix = index;
+    const select = byId("choose-matrix");
+    select.selectedIndex = order.findIndex((entry) => entry.value === index);
+    drawChosen();
+  }
+
+  const grid = () => (data.grid.layers.length && state.grid ? drawGrid(data, state) : absent("grid", "No measure is defined for any tensor."));
+  const scatter = () => { drawScatter(data, state, choose); drawMeans(data, state); };
+  const drawChosen = () => { drawScatter(data, state, choose); drawMatrix(data, state); };
+  const contrast = () => drawContrast(data, state);
+  function drawAll() {
+    if (data.checkpoints.length) { grid(); scatter(); drawMatrix(data, state); }
+    contrast();
+    drawJaccard(data);
+    drawSeries(data);
+  }
+
+  function theme(name) {
+    document.documentElement.dataset.theme = name;
+    const button = byId("theme");
+    button.setAttribute("aria-pressed", String(name === "dark"));
+  }
+
+  const list = data.matrices.list.map((one, i) => ({ value: i, words: one.name, group: one.role }));
+  const roles = [...new Set(list.map((entry) => entry.group))];
+  const order = roles.flatMap((role) => list.filter((entry) => entry.group === role));
+  if (order.length) state.matrix = order[Math.floor(order.filter((entry) => entry.group === roles[0]).length / 2)].value;
+  const gridNames = Object.keys(data.grid.values);
+  const overlaps = Object.keys(data.points.titles);
+  options("checkpoint", data.checkpoints.map((one, i) => ({ value: i, words: one.label })), "checkpoint", drawAll);
+  options("matrix", order, "matrix", drawChosen);
+  options("grid", gridNames.map((name) => ({ value: name, words: gridTitle(data, name) })), "grid", grid);
+  options("overlap", overlaps.map((name) => ({ value: name, words: data.points.titles[name] })), "overlap", scatter);
+  options("view", [{ value: "observed", words: "observed against null" }, { value: "difference", words: "difference from null" }], "view", () => drawScatter(data, state, choose));
+  options("contrast", [...new Set(data.contrasts.map((row) => row.title))].map((words) => ({ value: words, words })), "contrast", contrast);
+
+  const dark = window.matchMedia("(prefers-color-scheme: dark)");
+  let own = false;
+  theme(dark.matches ? "dark" : "light");
+  dark.addEventListener("change", () => { if (!own) { theme(dark.matches ? "dark" : "light"); drawAll(); } });
+  byId("theme").addEventListener("click", () => {
+    own = true;
+    theme(document.documentElement.dataset.theme === "dark" ? "light" : "dark");
+    drawAll();
+  });
+  let before = "light";
+  const printing = (on) => {
+    if (on) before = document.documentElement.dataset.theme;
+    theme(on ? "light" : before);
+    document.documentElement.toggleAttribute("data-print", on);
+    drawAll();
+    document.querySelectorAll(".js-plotly-plot").forEach((place) => Plotly.Plots.resize(place));
+  };
+  window.addEventListener("beforeprint", () => printing(true));
+  window.addEventListener("afterprint", () => printing(false));
+  let wide = !narrow();
+  window.addEventListener("resize", () => { if (wide === narrow()) { wide = !narrow(); drawAll(); } });
+  drawAll();
+  document.documentElement.dataset.drawn = "true";
+}());

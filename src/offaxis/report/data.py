@@ -1,0 +1,260 @@
+"""The data block that the page's plots are drawn from, kept under a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import polars as pl
+
+from offaxis.report.curves import rounded, spread, stratified
+from offaxis.report.glossary import KINDS, title
+from offaxis.report.headline import excess
+from offaxis.report.matrices import by_depth, matrices
+from offaxis.report.tables import MISMATCH
+from offaxis.report.text import clean, is_number, json_block
+
+__all__ = ["BUDGET", "page_data"]
+
+BUDGET = 950_000
+"""Bytes that the data block may take."""
+
+_CHECKPOINTS = 24
+_POINTS = 400
+_TABLES = 400_000
+_GRID = (
+    "unchanged_bf16",
+    "relative_update_norm",
+    "nss",
+    "rotation_left_deg",
+    "rotation_right_deg",
+    "principal_overlap_excess",
+    "low_magnitude_overlap_excess",
+    "rank1_energy",
+    "effective_rank",
+)
+_NULLS = ("", "_magnitude_null", "_rounding_null")
+
+
+def page_data(
+    measurements: pl.DataFrame,
+    curves: pl.DataFrame,
+    summary: Mapping[str, Any],
+    labels: Sequence[str],
+    contrasts: pl.DataFrame | None,
+) -> dict[str, Any]:
+    """Everything the plots need, as plain lists; under `BUDGET` bytes once written as JSON."""
+    pairs = summary.get("pairs") or []
+    valid = measurements.filter(~pl.col("status").str.extract(r"^(\w+)", 1).is_in(MISMATCH))
+    shown = spread(len(pairs), min(len(pairs), _most_checkpoints(valid)))
+    tuned = [str(pairs[i]["tuned"]) for i in shown]
+    across = summary.get("across") or {}
+    names = {str(pair["tuned"]): label for pair, label in zip(pairs, labels, strict=True)}
+    data: dict[str, Any] = {
+        "checkpoints": [{"label": labels[i], "name": clean(pairs[i]["tuned"])} for i in shown],
+        "total": len(pairs),
+        "grid": _grid(valid, tuned),
+        "points": _points(valid, tuned),
+        "means": _means(pairs, labels, valid),
+        "jaccard": _jaccard(across, labels),
+        "series": _series(across, pairs, names),
+        "contrasts": _contrasts(contrasts, names),
+    }
+    room = BUDGET - len(json_block(data).encode())
+    data["matrices"] = matrices(valid, curves, tuned, room)
+    return data
+
+
+def _most_checkpoints(valid: pl.DataFrame) -> int:
+    """How many checkpoints the grid and the scatter can hold within their share."""
+    cells = valid.select("layer", "role").unique().height
+    points = min(_POINTS, valid.select("tensor").unique().height)
+    each = 8 * (len(_GRID) * cells + len(_NULLS) * len(KINDS) * points)
+    return max(1, min(_CHECKPOINTS, _TABLES // max(1, each)))
+
+
+def _wide(valid: pl.DataFrame, measures: Sequence[str]) -> pl.DataFrame:
+    """One row a checkpoint and tensor, one column a measure; absent measures are null."""
+    keys = ["tuned", "tensor", "layer", "role", "expert", "rows", "cols"]
+    wide = valid.filter(pl.col("measure").is_in(measures)).pivot(
+        "measure", index=keys, values="value", aggregate_function="first"
+    )
+    absent = [name for name in measures if name not in wide.columns]
+    return wide.with_columns(pl.lit(None, dtype=pl.Float64).alias(name) for name in absent)
+
+
+def _grid(valid: pl.DataFrame, tuned: Sequence[str]) -> dict[str, Any]:
+    """Means over the tensors (experts) of each layer and role, for each measure."""
+    plain = [name for name in _GRID if not name.endswith("_excess")]
+    overlaps = [name.removesuffix("_excess") for name in _GRID if name.endswith("_excess")]
+    wide = _wide(valid, [*plain, *(o + n for o in overlaps for n in _NULLS[:2])]).with_columns(
+        (pl.col(o) - pl.col(f"{o}_magnitude_null")).alias(f"{o}_excess") for o in overlaps
+    )
+    means = wide.group_by("tuned", "layer", "role").agg(
+        *(pl.col(name).mean() for name in _GRID), pl.len().alias("n")
+    )
+    layers = sorted(wide["layer"].unique().to_list(), key=lambda x: (x is None, x or 0))
+    roles = _roles(wide)
+    at = {(layer, role): i for i, (layer, role) in enumerate((y, x) for y in layers for x in roles)}
+    empty: list[float | None] = [None] * len(at)
+    values = {name: [list(empty) for _ in tuned] for name in _GRID}
+    sizes = [0] * len(at)
+    order = {name: i for i, name in enumerate(tuned)}
+    for row in means.iter_rows(named=True):
+        cell = at[row["layer"], row["role"]]
+        sizes[cell] = max(sizes[cell], row["n"])
+        if row["tuned"] in order:
+            for name in _GRID:
+                values[name][order[row["tuned"]]][cell] = rounded(row[name])
+    kept = {name: lists for name, lists in values.items() if _some(lists)}
+    return {
+        "layers": layers,
+        "roles": [clean(role, 40) for role in roles],
+        "sizes": sizes,
+        "values": kept,
+        "titles": {name: title(name) for name in kept},
+    }
+
+
+def _some(lists: Sequence[Sequence[Any]]) -> bool:
+    return any(value is not None for values in lists for value in values)
+
+
+def _roles(wide: pl.DataFrame) -> list[str]:
+    """Roles in the order in which the model's tensors first show them, matrices first."""
+    first = (
+        wide.select("role", "cols")
+        .with_row_index()
+        .group_by("role")
+        .agg(pl.col("index").min(), pl.col("cols").max())
+    )
+    return first.sort(pl.col("cols").fill_null(1) > 1, "index", descending=[True, False])[
+        "role"
+    ].to_list()
+
+
+def _points(valid: pl.DataFrame, tuned: Sequence[str]) -> dict[str, Any]:
+    """Observed overlap and nulls of each matrix, at most `_POINTS` of them."""
+    measures = [overlap + null for overlap, _ in KINDS.values() for null in _NULLS]
+    wide = _wide(valid, measures).filter(
+        pl.any_horizontal(pl.col(overlap).is_not_null() for overlap, _ in KINDS.values())
+    )
+    tensors = by_depth(wide)
+    chosen = tensors[stratified(tensors["role"].to_list(), _POINTS)]
+    order = {name: i for i, name in enumerate(chosen["tensor"].to_list())}
+    empty: list[float | None] = [None] * len(order)
+    values: dict[str, list[list[list[float | None]]]] = {}
+    for key, (overlap, _) in KINDS.items():
+        lists = [[list(empty) for _ in _NULLS] for _ in tuned]
+        for i, name in enumerate(tuned):
+            for row in wide.filter(pl.col("tuned") == name).iter_rows(named=True):
+                place = order.get(row["tensor"])
+                if place is not None:
+                    for j, null in enumerate(_NULLS):
+                        lists[i][j][place] = rounded(row[overlap + null])
+        if any(_some(three) for three in lists):
+            values[key] = lists
+    return {
+        "names": [clean(name) for name in order],
+        "roles": [clean(role, 40) for role in chosen["role"].to_list()],
+        "total": tensors.height,
+        "values": values,
+        "titles": {key: KINDS[key][1] for key in values},
+    }
+
+
+def _means(
+    pairs: Sequence[Mapping[str, Any]], labels: Sequence[str], valid: pl.DataFrame
+) -> dict[str, list[dict[str, Any]]]:
+    """Mean excess over matrices: from the summary with its interval, else from the table."""
+    out: dict[str, list[dict[str, Any]]] = {}
+    for key, (overlap, _) in KINDS.items():
+        wide = _wide(valid, [overlap, f"{overlap}_magnitude_null"])
+        gap = (pl.col(overlap) - pl.col(f"{overlap}_magnitude_null")).mean()
+        table = dict(
+            wide.group_by("tuned").agg(gap.alias("gap")).select("tuned", "gap").iter_rows()
+        )
+        rows = []
+        for pair, label in zip(pairs, labels, strict=True):
+            value, low, high = excess(pair, overlap)
+            if value is None:
+                value = rounded(table.get(str(pair["tuned"])))
+            if value is not None:
+                rows.append({"label": label, "value": value, "low": low, "high": high})
+        out[key] = rows
+    return out
+
+
+def _finite(value: Any) -> Any:
+    """Lists of numbers, each to four digits, anything else None."""
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return rounded(float(value)) if is_number(value) else None
+
+
+def _jaccard(across: Mapping[str, Any], labels: Sequence[str]) -> dict[str, Any] | None:
+    observed = across.get("jaccard")
+    if not observed:
+        return None
+    fits = len(observed) == len(labels)
+    names = list(labels) if fits else [f"run {i + 1}" for i in range(len(observed))]
+    return {
+        "labels": names,
+        "observed": _finite(observed),
+        "null": _finite(across.get("jaccard_null")),
+        "mean": _finite(across.get("jaccard_mean")),
+        "chance": _finite(across.get("jaccard_chance")),
+        "mean_null": _finite(across.get("jaccard_magnitude_null")),
+        "in_r_runs": _finite(across.get("changed_in_r_runs")),
+    }
+
+
+def _series(
+    across: Mapping[str, Any], pairs: Sequence[Mapping[str, Any]], names: Mapping[str, str]
+) -> dict[str, Any] | None:
+    """Each measure against the training step, a list of points a run."""
+    rows = [row for row in across.get("series") or [] if is_number(row.get("step"))]
+    if len({row["step"] for row in rows}) < 2:
+        return None
+    extra = {str(pair["tuned"]): pair for pair in pairs}
+    measures = ["unchanged_bf16", "relative_update_norm", "nss", "rotation_left_deg"]
+    measures += ["principal_overlap", "low_magnitude_overlap"]
+    wanted = [name + null for name in measures for null in _NULLS[:2]]
+    points = []
+    for row in rows:
+        both = {**extra.get(str(row.get("tuned")), {}), **row}
+        point: dict[str, Any] = {
+            name: rounded(both[name]) for name in wanted if is_number(both.get(name))
+        }
+        point |= {
+            "run": clean(row.get("run") or "run", 60),
+            "step": row["step"],
+            "label": names.get(str(row.get("tuned")), clean(row.get("tuned"))),
+        }
+        points.append(point)
+    shown = [name for name in measures if any(name in point for point in points)]
+    return {
+        "points": sorted(points, key=lambda point: point["step"]),
+        "runs": list(dict.fromkeys(point["run"] for point in points)),
+        "measures": [
+            {
+                "name": name,
+                "title": title(name),
+                "null": any(f"{name}_magnitude_null" in point for point in points),
+            }
+            for name in shown
+        ],
+    }
+
+
+def _contrasts(contrasts: pl.DataFrame | None, names: Mapping[str, str]) -> list[dict[str, Any]]:
+    if contrasts is None:
+        return []
+    rows = []
+    for row in contrasts.iter_rows(named=True):
+        numbers = {key: _finite(row[key]) for key in ("difference", "low", "high")}
+        at = str(_finite(row["at"])) if is_number(row["at"]) else clean(row["at"] or "")
+        words = {key: names.get(str(row[key]), clean(row[key])) for key in ("a", "b")}
+        matched = {"matched": clean(row["matched_by"], 40), "differs": row["verdict"] == "differ"}
+        rows.append({"title": title(str(row["measure"])), "at": at, **numbers, **words, **matched})
+    return rows

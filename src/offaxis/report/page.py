@@ -1,0 +1,155 @@
+"""Tables in, one self-contained HTML file out."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping
+from importlib.resources import files
+from string import Template
+from typing import Any
+
+import polars as pl
+from plotly.offline import get_plotlyjs
+
+from offaxis.report import tables
+from offaxis.report.data import page_data
+from offaxis.report.figures import across, figure, fixed, section, series
+from offaxis.report.glossary import glossary
+from offaxis.report.headline import Headline, headline
+from offaxis.report.text import count, escape, json_block, short_labels
+
+__all__ = ["render"]
+
+_SCRIPTS = ("figures.js", "matrix.js", "app.js")
+
+
+def render(
+    measurements: pl.DataFrame,
+    curves: pl.DataFrame,
+    summary: Mapping[str, Any],
+    *,
+    scores: pl.DataFrame | None = None,
+    contrasts: pl.DataFrame | None = None,
+) -> str:
+    """The report of a comparison as one HTML document that needs nothing else, network included.
+
+    `measurements` and `curves` have the columns of `offaxis.table`; `summary` is what
+    `summary.json` holds. `scores` has the columns tuned, step, metric, value, low, high, n;
+    `contrasts` measure, matched_by, at, a, b, a_value, b_value, difference, low, high, n,
+    verdict. Nothing is computed beyond means and thinning for display. Names are untrusted
+    and escaped; a content security policy forbids every script that is not the page's own.
+    """
+    pairs = summary.get("pairs") or []
+    labels = short_labels([str(pair["tuned"]) for pair in pairs])
+    data = page_data(measurements, curves, summary, labels, contrasts)
+    plotly = get_plotlyjs().replace("\r\n", "\n").replace("</script", "<\\/script")
+    script = "\n".join(_asset(name) for name in _SCRIPTS)
+    why = tables.reasons(measurements)
+    names = {str(pair["tuned"]): label for pair, label in zip(pairs, labels, strict=True)}
+    return Template(_asset("page.html")).substitute(
+        policy=_policy(plotly, script),
+        style=_asset("style.css"),
+        base=escape(summary.get("base", "")),
+        headline=_headline(headline(summary, labels)),
+        scores=section("scores", "Scores", _scores(scores, names)),
+        contrasts=section("contrasts", "Do the runs differ?", _contrasts(contrasts, names)),
+        overlaps=tables.overlap_table(pairs, labels, why),
+        steps=tables.step_table(pairs, labels, why),
+        verdicts=tables.verdicts(pairs, labels),
+        kept=_kept(data),
+        across=across(data["jaccard"]),
+        series=series(data["series"]),
+        **{name: fixed(name) for name in ("means", "spectrum", "shift", "angles", "mask", "ulp")},
+        consensus=fixed("consensus") if data["matrices"]["consensus"] else "",
+        grid=fixed("grid", _pick("grid", "Measure")),
+        scatter=fixed("scatter", _pick("overlap", "Overlap with") + _pick("view", "Show")),
+        mismatches=tables.mismatches(measurements, names),
+        glossary=glossary(),
+        run=tables.run_block(summary.get("run") or {}),
+        data=json_block(data),
+        plotly=plotly,
+        script=script,
+    )
+
+
+def _asset(name: str) -> str:
+    return files("offaxis.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _policy(*scripts: str) -> str:
+    """A content security policy that runs these scripts and fetches nothing."""
+    digests = (hashlib.sha256(script.encode()).digest() for script in scripts)
+    allowed = " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
+    return (
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; "
+        "img-src data: blob:; base-uri 'none'; form-action 'none'"
+    )
+
+
+def _headline(words: Headline) -> str:
+    step = "".join(
+        f"<div><dt>{escape(what)}</dt><dd>{escape(value)}</dd></div>" for what, value in words.step
+    )
+    nulls = "".join(f"<li>{escape(text, 1000)}</li>" for text in words.nulls)
+    change = "".join(f"<li>{escape(text, 1000)}</li>" for text in words.change)
+    return (
+        f'<h1>{escape(words.title, 400)}</h1><p class="lede">{escape(words.lede, 1000)}</p>'
+        f'<div class="judgement"><section><h2>The step</h2>'
+        f"<dl>{step}</dl></section>"
+        f"<section><h2>What the nulls say</h2><ul>{nulls}</ul></section>"
+        f"<section><h2>What would change this</h2><ul>{change}</ul></section></div>"
+    )
+
+
+def _pick(name: str, words: str) -> str:
+    return f'<label class="pick">{words} <select id="choose-{name}"></select></label>'
+
+
+def _scores(scores: pl.DataFrame | None, names: Mapping[str, str]) -> str:
+    return "" if scores is None or scores.is_empty() else tables.scores_table(scores, names)
+
+
+def _contrasts(contrasts: pl.DataFrame | None, names: Mapping[str, str]) -> str:
+    if contrasts is None or contrasts.is_empty():
+        return ""
+    differ = contrasts.filter(pl.col("verdict") == "differ").height
+    total = contrasts.height
+    words = {"step": "steps", "norm": "update norm", "accuracy": "accuracy"}
+    parts = []
+    for matched in dict.fromkeys(contrasts["matched_by"].to_list()):
+        rows = contrasts.filter(pl.col("matched_by") == matched)
+        found = rows.filter(pl.col("verdict") == "differ").height
+        parts.append(f"at equal {escape(words.get(matched, matched))} {found} of {rows.height}")
+    text = f"Of {total} contrasts {differ} differ beyond their interval: {', '.join(parts)}."
+    how = (
+        "Each dot is a difference, first run minus second, with its interval; one that crosses "
+        "the zero line cannot be told from none."
+    )
+    return (
+        f"<p>{text}</p>{tables.contrasts_table(contrasts, names)}"
+        f"{figure('contrast', 'The differences drawn', how, _pick('contrast', 'Measure'))}"
+    )
+
+
+def _kept(data: Mapping[str, Any]) -> str:
+    """What the page leaves out, in words; empty where it leaves out nothing."""
+    notes = []
+    listed, total = len(data["matrices"]["list"]), data["matrices"]["total"]
+    if listed < total:
+        notes.append(
+            f"To keep the page small, curves and pictures are here for {count(listed)} of "
+            f"{count(total)} matrices, chosen evenly over role and depth."
+        )
+    shown, points = len(data["points"]["names"]), data["points"]["total"]
+    if shown < points:
+        notes.append(f"The scatter shows {count(shown)} of {count(points)} matrices.")
+    if len(data["checkpoints"]) < data["total"]:
+        notes.append(
+            f"The plots hold {len(data['checkpoints'])} of {data['total']} checkpoints, evenly "
+            "spaced; the tables hold all."
+        )
+    if not notes:
+        return ""
+    rest = "The parquet files beside this page hold everything."
+    return f'<p class="fine" id="kept">{" ".join([*notes, rest])}</p>'

@@ -1,0 +1,215 @@
+"""From the rows of one tuned checkpoint to its summary, and to a verdict in plain words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from offaxis.kernels import Scan
+from offaxis.measures import MEASURES
+from offaxis.sampling import Mean, mean_over
+from offaxis.table import Measurement
+
+__all__ = ["PairTotals", "summarise_pair", "verdict"]
+
+_AVERAGED = tuple(m.name for m in MEASURES if m.over == "matrices")
+_EXCESS = ("principal_overlap", "low_magnitude_overlap")
+
+SMALL_STEP = 0.36
+LARGE_STEP = 0.188
+"""Bounds on `unchanged_bf16`: The Path Not Taken, table 1, has 36.3 % to 91.7 % for its RLVR
+checkpoints and 0.6 % to 18.8 % for its SFT checkpoints. They name the size of a step, not its
+method."""
+
+IMPLAUSIBLE_NORM = 1.0
+IMPLAUSIBLE_CORRELATION = 0.5
+"""Unrelated models of one size have ‖ΔW‖/‖W₀‖ near √2 and correlation near 0."""
+
+
+@dataclass
+class PairTotals:
+    """Running totals over all compared entries of one tuned checkpoint."""
+
+    entries: int = 0
+    changed: int = 0
+    changed_stored: int = 0
+    update_square: float = 0.0
+    base_square: float = 0.0
+    cross: float = 0.0
+    nonfinite_base: int = 0
+    nonfinite_tuned: int = 0
+    tensors: set[str] = field(default_factory=set)
+    matrices: int = 0
+
+    def add(self, scan: Scan, *, stored_name: str, is_matrix: bool) -> None:
+        self.entries += scan.entries
+        self.changed += scan.changed
+        self.changed_stored += scan.changed_stored
+        self.update_square += scan.update_square
+        self.base_square += scan.base_square
+        self.cross += scan.cross
+        self.nonfinite_base += scan.nonfinite_base
+        self.nonfinite_tuned += scan.nonfinite_tuned
+        self.tensors.add(stored_name)
+        self.matrices += is_matrix
+
+    @property
+    def relative_update_norm(self) -> float | None:
+        return math.sqrt(self.update_square / self.base_square) if self.base_square else None
+
+    @property
+    def correlation(self) -> float | None:
+        tuned_square = max(0.0, self.update_square - self.base_square + 2 * self.cross)
+        scale = math.sqrt(self.base_square * tuned_square)
+        return self.cross / scale if scale else None
+
+
+def summarise_pair(
+    tuned: str,
+    rows: Sequence[Measurement],
+    totals: PairTotals,
+    *,
+    sizes: Mapping[str, int] | None,
+) -> dict[str, Any]:
+    """One entry of `summary.json`'s `pairs`.
+
+    sizes: matrices of each role in the model, where only a sample of them has spectra.
+    """
+    by_measure = _by_measure(rows)
+    means = {name: _mean(by_measure.get(name, {}), sizes) for name in _AVERAGED}
+    for name in _EXCESS:
+        means[f"{name}_excess"] = _mean(_difference(by_measure, name), sizes)
+    share = 1 / totals.entries if totals.entries else None
+    pair: dict[str, Any] = {
+        "tuned": tuned,
+        "parameters": totals.entries,
+        "tensors": len(totals.tensors),
+        "matrices": totals.matrices,
+        "unchanged_bf16": share and (totals.entries - totals.changed) * share,
+        "unchanged_stored": share and (totals.entries - totals.changed_stored) * share,
+        "relative_update_norm": totals.relative_update_norm,
+        "correlation": totals.correlation,
+    }
+    pair |= {name: mean.value for name, mean in means.items()}
+    pair["intervals"] = {
+        name: [mean.low, mean.high] for name, mean in means.items() if mean.low is not None
+    }
+    pair["measured"] = {name: mean.count for name, mean in means.items()}
+    pair["nonfinite"] = {"base": totals.nonfinite_base, "tuned": totals.nonfinite_tuned}
+    pair["verdict"] = verdict(pair, means)
+    return pair
+
+
+Values = dict[str, tuple[float, str]]
+
+
+def _by_measure(rows: Sequence[Measurement]) -> dict[str, Values]:
+    """measure → tensor → (value, role), undefined numbers left out."""
+    found: dict[str, Values] = {}
+    for row in rows:
+        if row.value is not None:
+            found.setdefault(row.measure, {})[row.tensor] = (row.value, row.role)
+    return found
+
+
+def _mean(values: Values, sizes: Mapping[str, int] | None) -> Mean:
+    numbers = [value for value, _ in values.values()]
+    return mean_over(numbers, [role for _, role in values.values()], sizes)
+
+
+def _difference(by_measure: Mapping[str, Values], name: str) -> Values:
+    """Observed minus magnitude null, matrix by matrix."""
+    null = by_measure.get(f"{name}_magnitude_null", {})
+    seen = by_measure.get(name, {})
+    return {t: (v - null[t][0], role) for t, (v, role) in seen.items() if t in null}
+
+
+def verdict(pair: Mapping[str, Any], means: Mapping[str, Mean]) -> dict[str, Any]:
+    """What kind of step this is, the evidence, and what else could explain it.
+
+    label: `identical`, `implausible_base`, `small_step`, `large_step` or `undetermined`. It never
+    names a training method: step size alone separates most RL from most SFT checkpoints, and that
+    is a setting (learning rate × steps), not a method.
+    """
+    label = _label(pair)
+    evidence = [
+        f"{_percent(pair['unchanged_bf16'])} of {pair['parameters']:,} entries are unchanged in "
+        f"bfloat16; relative update norm {_number(pair['relative_update_norm'])}",
+    ]
+    if label == "implausible_base":
+        evidence.append(
+            f"the update is as large as the model (correlation with the base "
+            f"{_number(pair['correlation'])}): this base is probably not the one it was tuned from"
+        )
+    evidence += [_against_null(name, pair, means) for name in _EXCESS if pair.get(name) is not None]
+    if pair.get("nss") is not None:
+        evidence.append(
+            f"spectral shift (nss) {_number(pair['nss'])}; mean rotation "
+            f"{_number(pair['rotation_left_deg'])}° left, "
+            f"{_number(pair['rotation_right_deg'])}° right"
+        )
+    bad = pair["nonfinite"]
+    if bad["base"] or bad["tuned"]:
+        evidence.append(
+            f"{bad['base']} entries of the base and {bad['tuned']} of the tuned side are NaN or "
+            "infinite; tensors that hold one have no spectra and those entries are in no norm"
+        )
+    return {"label": label, "evidence": evidence, "confounds": _confounds(label, pair)}
+
+
+def _label(pair: Mapping[str, Any]) -> str:
+    norm, correlation = pair["relative_update_norm"], pair["correlation"]
+    unchanged = pair["unchanged_bf16"]
+    if unchanged is None:
+        return "undetermined"
+    if pair["unchanged_stored"] == 1:
+        return "identical"
+    too_far = norm is not None and norm >= IMPLAUSIBLE_NORM
+    unrelated = correlation is not None and correlation < IMPLAUSIBLE_CORRELATION
+    if too_far or unrelated:
+        return "implausible_base"
+    if unchanged >= SMALL_STEP:
+        return "small_step"
+    return "large_step" if unchanged <= LARGE_STEP else "undetermined"
+
+
+def _against_null(name: str, pair: Mapping[str, Any], means: Mapping[str, Mean]) -> str:
+    """One sentence: the overlap, its null, and whether their difference is beyond its interval."""
+    words = name.replace("_", " ")
+    excess = means[f"{name}_excess"]
+    null = pair[f"{name}_magnitude_null"]
+    head = f"{words} {pair[name]:.4f} against a magnitude null of {null:.4f}"
+    if excess.value is None or excess.low is None or excess.high is None:
+        return f"{head} ({excess.count} matrix: no interval)"
+    interval = f"{excess.value:+.4f} [{excess.low:+.4f}, {excess.high:+.4f}]"
+    if excess.low <= 0 <= excess.high:
+        return f"{head}: difference {interval}, no more than entry size explains"
+    side = "below" if excess.high < 0 else "above"
+    return f"{head}: difference {interval}, {side} what entry size explains"
+
+
+def _confounds(label: str, pair: Mapping[str, Any]) -> list[str]:
+    if label == "identical":
+        return ["the same file under two names, or a checkpoint saved before its first step"]
+    found = [
+        "learning rate and number of steps set the size of the step, whatever the method",
+        "small weights change more easily than large ones in bfloat16, so an overlap counts only "
+        "against its magnitude and rounding nulls",
+        "the distribution of the training data (on-policy or not) is not visible in the weights",
+    ]
+    if pair.get("principal_overlap_rounding_null") is None:
+        found.append(
+            "no rounding null: the tuned side is stored in bfloat16 or narrower, so its update is "
+            "already rounded; a float32 checkpoint would allow it"
+        )
+    return found
+
+
+def _percent(value: float | None) -> str:
+    return "—" if value is None else f"{100 * value:.1f} %"
+
+
+def _number(value: float | None) -> str:
+    return "—" if value is None else f"{value:.3g}"

@@ -108,6 +108,15 @@ def test_the_base_may_carry_other_prefixes(tmp_path):
         torch.testing.assert_close(bound[name].double(), expected, rtol=1e-12, atol=1e-14)
 
 
+def test_a_head_trained_on_a_tied_base_is_a_row(tmp_path):
+    """Qwen2 here stores no head: the one that the adapter brings has no counterpart."""
+    settings = {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}
+    base_dir, adapter_dir, _ = make("qwen2", tmp_path, settings, merge=False)
+    base = open_checkpoint(base_dir)
+    aligned = align(base, bind(open_checkpoint(adapter_dir), base))
+    assert [(row.tensor, row.status) for row in aligned.mismatches] == [("lm_head.weight", "extra")]
+
+
 def edit(adapter: Path, **changes: Any) -> Path:
     path = adapter / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))

@@ -260,8 +260,9 @@ def test_integer_buffers_are_not_quantised(tmp_path):
         "embeddings.position_ids": torch.arange(8).view(1, 8),
         "h.0.attn.bias": torch.ones(1, 1, 4, 4, dtype=torch.bool),
         "bn.num_batches_tracked": torch.tensor(3),
+        "retention.time_scales": torch.ones(3),
     }
-    assert len(open_checkpoint(families.save(state, tmp_path))) == 5
+    assert len(open_checkpoint(families.save(state, tmp_path))) == 6
 
 
 HUB = """

@@ -174,6 +174,11 @@ def test_a_linear_named_c_attn_is_not_transposed():
     assert all(part.place.transposed for part in pieces(turned))
 
 
+def test_absurd_numbers_are_text():
+    assert place("layers." + "9" * 5000 + ".mlp.up_proj.weight", (2, 2)).layer is None
+    assert natural_key("layers." + "9" * 5000)
+
+
 def test_layers_sort_by_number():
     names = ["layers.10.a", "layers.9.a", "layers.9.b", "embed"]
     assert sorted(names, key=natural_key) == ["embed", "layers.9.a", "layers.9.b", "layers.10.a"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 import offaxis
@@ -19,7 +21,7 @@ from offaxis.checkpoint import AdapterCheckpoint, align, bind, open_checkpoint, 
 from offaxis.consensus import Across
 from offaxis.errors import InputError
 from offaxis.estimate import Estimate, estimate
-from offaxis.kernels.pool import threads
+from offaxis.kernels.pool import in_order, threads
 from offaxis.measuring import BaseSide, Measured, Settings, measure_pair
 from offaxis.output import staged_directory
 from offaxis.sampling import choose_spectra
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["Comparison", "compare"]
 
 AnyPath = str | PathLike[str]
+_WORKING_BYTES = 2_000_000_000
 _WIDER_THAN_BF16 = frozenset({"F32", "F64"})
 
 
@@ -170,7 +173,9 @@ class _Plan:
         seed: int,
         allow_pickle: bool,
     ) -> _Plan:
-        names = [fspath(tuned)] if isinstance(tuned, (str, PathLike)) else [fspath(t) for t in tuned]
+        names = (
+            [fspath(tuned)] if isinstance(tuned, (str, PathLike)) else [fspath(t) for t in tuned]
+        )
         if not names:
             raise InputError("nothing to compare: name at least one tuned checkpoint")
         ground = open_checkpoint(fspath(base), allow_pickle=allow_pickle)
@@ -255,6 +260,27 @@ def _bytes(side: Checkpoint) -> int:
     return sum(spec.numel * width.get(spec.dtype, 1) for spec in side.specs.values())
 
 
+@dataclass(frozen=True)
+class _Found:
+    """One part, measured in each run that has it, and the base's count in each magnitude bin."""
+
+    measured: list[Measured | None]
+    bins: npt.NDArray[np.int64]
+
+
+def _workers(plan: _Plan) -> tuple[int, int]:
+    """How many parts are measured at once, and how many BLAS threads each gets.
+
+    Several small decompositions side by side use the cores better than one at a time with all
+    threads, and do not collapse when another process takes a core. Each part at work holds up to
+    five float64 copies; the number at once is cut until they fit in `_WORKING_BYTES`.
+    """
+    largest = max((math.prod(p.shape) for p, _ in plan.parts if p.is_matrix), default=1)
+    fit = max(1, _WORKING_BYTES // (5 * 8 * largest))
+    workers = max(1, min(threads(), 4, fit))
+    return workers, max(1, threads() // workers)
+
+
 class _Stream:
     """Measures the plan's parts one after the other."""
 
@@ -266,37 +292,50 @@ class _Stream:
         self.across = Across(plan.labels)
 
     def run(self, progress: Callable[[Progress], None]) -> None:
+        """Measure every part. Workers take parts; results are added in the plan's order."""
         for rows, label, one in zip(self.rows, self.plan.labels, self.plan.aligned, strict=True):
             rows.extend(_mismatch_row(label, row) for row in one.mismatches)
-        work = [int(np.prod(part.shape, dtype=np.int64)) for part, _ in self.plan.parts]
-        done, total = 0, sum(work)
-        for (part, pairs), size in zip(self.plan.parts, work, strict=True):
-            self._part(part, pairs)
+        sizes = [int(np.prod(part.shape, dtype=np.int64)) for part, _ in self.plan.parts]
+        workers, blas = _workers(self.plan)
+        done, total = 0, sum(sizes)
+
+        def measure(item: tuple[Part, tuple[PartPair | None, ...]]) -> _Found:
+            torch.set_num_threads(blas)  # of the calling thread alone
+            return self._measure(*item)
+
+        for (part, pairs), size, found in zip(
+            self.plan.parts, sizes, in_order(measure, self.plan.parts, workers), strict=True
+        ):
+            self._add(part, pairs, found)
             done += size
             progress(Progress(done, total, part.tensor))
 
-    def _part(self, part: Part, pairs: Sequence[PartPair | None]) -> None:
+    def _measure(self, part: Part, pairs: Sequence[PartPair | None]) -> _Found:
         ground: BaseSide | None = None
-        found: list[Measured] = []
+        found: list[Measured | None] = []
         for index, pair in enumerate(pairs):
             if pair is None:
+                found.append(None)
                 continue
             tensors = read_pair(self.plan.base, self.plan.tuned[index], pair)
             if ground is None:
-                wanted = part.tensor in self.plan.spectral
-                why_not = "" if wanted else self.plan.why_not
+                why_not = "" if part.tensor in self.plan.spectral else self.plan.why_not
                 ground = BaseSide(part, tensors.base, self.settings, why_not)
             wide = pair.tuned_dtype in _WIDER_THAN_BF16
             label = self.plan.labels[index]
-            measured = measure_pair(ground, tensors, tuned=label, wide=wide)
-            self.rows[index].extend(measured.rows)
-            self.curves.extend(measured.curves)
-            self.totals[index].add(
-                measured.scan, stored_name=pair.base.name, is_matrix=part.is_matrix
-            )
-            found.append(measured)
-        if ground is not None and len(pairs) > 1 and len(found) == len(pairs):
-            self.across.add(part, ground.bins, found)
+            found.append(measure_pair(ground, tensors, tuned=label, wide=wide))
+        return _Found(found, ground.bins if ground else np.zeros(0, np.int64))
+
+    def _add(self, part: Part, pairs: Sequence[PartPair | None], found: _Found) -> None:
+        for index, (pair, one) in enumerate(zip(pairs, found.measured, strict=True)):
+            if pair is None or one is None:
+                continue
+            self.rows[index].extend(one.rows)
+            self.curves.extend(one.curves)
+            self.totals[index].add(one.scan, stored_name=pair.base.name, is_matrix=part.is_matrix)
+        everywhere = [one for one in found.measured if one is not None]
+        if len(pairs) > 1 and len(everywhere) == len(pairs):
+            self.across.add(part, found.bins, everywhere)
 
     def result(self, run: dict[str, Any]) -> Comparison:
         sizes = self._role_sizes() if self.plan.why_not == "not_sampled" else None

@@ -34,7 +34,9 @@ _SERIES = (
     "rank1_energy",
     "effective_rank",
 )
-_STEP = re.compile(r"^(?P<run>.*?)[-_/]*(?:checkpoint|global_step|step|iter|epoch)[-_]?(?P<step>\d+)")
+_STEP = re.compile(
+    r"^(?P<run>.*?)[-_/]*(?:checkpoint|global_step|step|iter|epoch)[-_]?(?P<step>\d+)"
+)
 
 
 @dataclass
@@ -142,9 +144,7 @@ class Across:
         }
 
     @staticmethod
-    def _entry(
-        cells: Mapping[tuple[int, int], _Cell], kind: str, i: int, j: int
-    ) -> float | None:
+    def _entry(cells: Mapping[tuple[int, int], _Cell], kind: str, i: int, j: int) -> float | None:
         if i == j:
             return 1.0 if kind == "observed" else None
         cell = cells.get((min(i, j), max(i, j)))

@@ -5,6 +5,7 @@ faster than an SVD. That squares the condition number, so every value carries th
 can have cost, and `singular_values` falls back to an SVD where the caller asks for more.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -58,21 +59,31 @@ def principal_rank(rows: int, cols: int) -> int:
     return min(64, max(1, min(rows, cols) // 16))
 
 
+_GRAM_BLOCK = 256
+
+
 def gram(matrix: Float[Tensor, "m n"]) -> Float[Tensor, "s s"]:
-    """W Wᵀ or WᵀW, whichever is smaller (s = min(m, n)), in the dtype of `matrix`."""
+    """W Wᵀ or WᵀW, whichever is smaller (s = min(m, n)), in the dtype of `matrix`.
+
+    Only blocks on and above the diagonal are multiplied, and mirrored: half the work of W @ W.T.
+    """
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    if wide.device.type == "cpu":  # numpy sees the symmetry and does half the work
-        array = wide.numpy()
-        return torch.from_numpy(array @ array.T)
-    return wide @ wide.T
+    size = wide.shape[0]
+    square = wide.new_empty(size, size)
+    for start in range(0, size, _GRAM_BLOCK):
+        stop = min(start + _GRAM_BLOCK, size)
+        block = wide[start:stop] @ wide[start:].T
+        square[start:stop, start:] = block
+        square[start:, start:stop] = block.T
+    return square
 
 
-def _value_errors(
-    values: Float[Tensor, " r"], square_error: float
-) -> Float[Tensor, " r"]:
+def _value_errors(values: Float[Tensor, " r"], square_error: float) -> Float[Tensor, " r"]:
     """What an error of `square_error` in σ² can do to σ: min(δ / 2σ, √δ)."""
     root = torch.full_like(values, square_error**0.5)
-    return torch.minimum(root, square_error / (2 * values).clamp_min(torch.finfo(values.dtype).tiny))
+    return torch.minimum(
+        root, square_error / (2 * values).clamp_min(torch.finfo(values.dtype).tiny)
+    )
 
 
 def _gram_error(squares: Float[Tensor, " r"], length: int) -> float:
@@ -136,8 +147,8 @@ def _by_svd(matrix: Float[Tensor, "m n"], rank: int) -> tuple[Spectrum, Basis]:
 def _angle_error(rounding: float, gap: float) -> float:
     """arcsin of rounding / gap, and π/2 where the gap is lost in rounding."""
     if gap <= rounding:
-        return torch.pi / 2 if rounding > 0 else 0.0
-    return float(torch.asin(torch.tensor(rounding / gap, dtype=torch.float64)))
+        return math.pi / 2 if rounding > 0 else 0.0
+    return math.asin(rounding / gap)
 
 
 def subspace_angles(

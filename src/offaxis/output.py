@@ -11,10 +11,22 @@ from pathlib import Path
 
 from offaxis.errors import OutputError
 
-__all__ = ["staged_directory"]
+__all__ = ["check_output", "staged_directory"]
+
+
+def check_output(out: Path, *, overwrite: bool = False) -> None:
+    """Raise OutputError, before any work, where `out` could not become the result's directory."""
+    try:
+        _check(out.expanduser().absolute(), overwrite)
+    except OSError as error:
+        reason = error.strerror or error
+        raise OutputError(f"{out}: cannot be written ({reason}); choose another --out") from error
 
 
 def _check(out: Path, overwrite: bool) -> None:
+    parent = next(one for one in (out, *out.parents) if one.exists())
+    if not os.access(parent, os.W_OK) or (parent != out and not parent.is_dir()):
+        raise OutputError(f"{out}: {parent} is not a directory that can be written; choose another")
     if out.exists() and not out.is_dir():
         raise OutputError(f"{out}: a file is there; choose another directory")
     if out.is_dir() and not overwrite and any(out.iterdir()):

@@ -57,7 +57,7 @@ class BoundCheckpoint(Checkpoint):
         touched: Mapping[str, tuple[TensorSpec, Read]],
     ) -> None:
         self.source = adapter.source
-        self.config = base.config
+        self.config = _config(adapter, base, touched)
         self.base = base
         specs = {name: touched[name][0] if name in touched else base.specs[name] for name in base}
         specs.update({name: spec for name, (spec, _) in touched.items()})
@@ -115,6 +115,18 @@ def bind(adapter: Checkpoint, base: Checkpoint) -> Checkpoint:
     for item in modules.values():
         touched.update(home.module(item, settings, touched))
     return BoundCheckpoint(adapter, base, touched)
+
+
+def _config(
+    adapter: AdapterCheckpoint, base: Checkpoint, touched: Mapping[str, tuple[TensorSpec, Read]]
+) -> Mapping[str, object]:
+    """The base's config. A head that the adapter changes is no longer tied to the embedding."""
+    heads = [
+        name for name, (spec, _) in touched.items() if place(name, spec.shape).role == "lm_head"
+    ]
+    if not heads or adapter.adapter.get("ensure_weight_tying") is True:
+        return base.config
+    return MappingProxyType({**base.config, "tie_word_embeddings": False})
 
 
 def _reader(checkpoint: Checkpoint, name: str) -> Read:

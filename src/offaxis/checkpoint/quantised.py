@@ -18,7 +18,7 @@ _SIGNS = re.compile(
     r"(?:^|\.)(?:qweight|qzeros|g_idx|SCB|absmax|nested_absmax|quant_map|nested_quant_map|"
     r"weight_scale|weight_scale_inv|weight_scale_2|weight_scales|input_scale|weight_packed|"
     r"weight_zero_point|weight_format|bitsandbytes__\w+)$"
-    r"|\.quant_state\.|_blocks$|_scales$"
+    r"|\.quant_state\."
 )
 _CODES = frozenset({"F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"})
 _HARMLESS = frozenset({"BOOL", "C64"})
@@ -54,7 +54,7 @@ def _packed(spec: TensorSpec) -> bool:
     """An integer tensor under the name of a weight."""
     if spec.dtype in FLOATS or spec.dtype in _HARMLESS:
         return False
-    return spec.name.endswith(("weight", "_proj")) and len(spec.shape) >= 1
+    return spec.name.endswith(("weight", "_proj", "_blocks", "_scales")) and len(spec.shape) >= 1
 
 
 def _method(config: Mapping[str, object]) -> str:

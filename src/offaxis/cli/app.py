@@ -7,38 +7,68 @@ import typer
 
 from offaxis.errors import OffaxisError
 
-__all__ = ["app", "main"]
+__all__ = ["build", "main"]
 
-app = typer.Typer(
-    name="offaxis",
-    help="See where post-training moves a language model's weights, beside the nulls.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
+_INTERRUPTED = 130
 
 
-def register() -> None:
-    """Hang every verb on the application."""
-    from offaxis.cli import describe
+def build() -> typer.Typer:
+    """The application with every verb."""
+    from offaxis.cli import compare, demo, describe, lab
+
+    app = typer.Typer(
+        name="offaxis",
+        help="See where post-training moves a language model's weights, beside the nulls.",
+        epilog="Any verb takes --debug, which shows the traceback of an error.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+
+    @app.callback(invoke_without_command=True)
+    def offaxis(
+        version: bool = typer.Option(False, "--version", help="Print the version and stop."),
+    ) -> None:
+        """See where post-training moves a language model's weights, beside the nulls."""
+        if version:
+            from offaxis import __version__
+
+            print(f"offaxis {__version__}")
+            raise typer.Exit
 
     app.command(name="describe")(describe.describe)
+    app.command(name="compare")(compare.compare)
+    app.command(name="demo")(demo.demo)
+    app.add_typer(lab.app)
+    return app
 
 
 def main() -> NoReturn:
-    """Run the command line. Exit 0 on success, 1 on bad input, 2 on bad syntax, 130 on Ctrl-C."""
-    register()
+    """Run the command line.
+
+    Exit status: 0 on success, 1 on bad input or a failure, 2 on bad syntax, 130 on Ctrl-C. A
+    traceback is shown only with `--debug`.
+    """
     debug = "--debug" in sys.argv[1:]
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
-        app(args=arguments, standalone_mode=True)
+        build()(args=arguments)
+    except SystemExit as stop:
+        if stop.code == _INTERRUPTED:
+            print("offaxis: stopped by Ctrl-C; nothing was written", file=sys.stderr)
+        raise
     except OffaxisError as error:
         if debug:
             raise
         print(f"offaxis: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("offaxis: stopped by Ctrl-C; nothing was written", file=sys.stderr)
-        sys.exit(130)
+    except Exception as error:
+        if debug:
+            raise
+        name = type(error).__name__
+        print(
+            f"offaxis: {name}: {error}; run again with --debug for the traceback", file=sys.stderr
+        )
+        sys.exit(1)
     sys.exit(0)

@@ -5,12 +5,13 @@ data loaders and test runners do.
 """
 
 import os
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from typing import TypeVar
 
-__all__ = ["for_each", "spans", "threads"]
+__all__ = ["for_each", "in_order", "spans", "threads"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -33,6 +34,27 @@ def for_each(function: Callable[[Item], Result], items: Iterable[Item]) -> list[
     if len(todo) < 2 or threads() < 2:
         return [function(item) for item in todo]
     return list(_pool(os.getpid()).map(function, todo))
+
+
+def in_order(
+    function: Callable[[Item], Result], items: Iterable[Item], workers: int
+) -> Iterator[Result]:
+    """Results of `function` in the order of `items`, `workers` at work at once.
+
+    At most one finished result waits for its turn beyond those at work, so memory stays bounded.
+    The workers are not those of `for_each`, which `function` may use.
+    """
+    with ThreadPoolExecutor(max_workers=workers, thread_name_prefix="offaxis-worker") as executor:
+        waiting: deque[Future[Result]] = deque()
+        try:
+            for item in items:
+                waiting.append(executor.submit(function, item))
+                if len(waiting) > workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            executor.shutdown(wait=False, cancel_futures=True)
 
 
 def spans(count: int, *, multiple: int = 1, smallest: int = 1) -> list[tuple[int, int]]:

@@ -64,7 +64,7 @@ class Scan:
 def _has_nonfinite(a: Any, b: Any) -> bool:
     top = np.uint16(0)
     for i in range(a.size):
-        top = max(top, max(np.uint16(a[i] & 0x7FFF), np.uint16(b[i] & 0x7FFF)))
+        top = max(top, np.uint16(a[i] & 0x7FFF), np.uint16(b[i] & 0x7FFF))
     return bool(top >= 0x7F80)
 
 
@@ -220,10 +220,10 @@ def raw_bits(tensor: torch.Tensor) -> npt.NDArray[Any]:
     """
     tensor = tensor.detach()
     if tensor.dtype == torch.bfloat16:
-        return tensor.contiguous().view(torch.uint16).numpy()  # type: ignore[no-any-return]
+        return tensor.contiguous().view(torch.uint16).numpy()
     if tensor.dtype not in (torch.float32, torch.float64):
         tensor = tensor.to(torch.float32)
-    return tensor.contiguous().numpy()  # type: ignore[no-any-return]
+    return tensor.contiguous().numpy()
 
 
 def _as_rows(tensor: torch.Tensor) -> torch.Tensor:
@@ -262,7 +262,9 @@ def scan(base: torch.Tensor, tuned: torch.Tensor, *, detail: bool = True) -> Sca
     parts = for_each(one, spans(height, multiple=8, smallest=smallest) if width else [])
     if not parts:
         return _nothing(height, width)
-    columns, at_least, sums, counts = (np.sum(column, axis=0) for column in zip(*parts, strict=True))
+    columns, at_least, sums, counts = (
+        np.sum(column, axis=0) for column in zip(*parts, strict=True)
+    )
     reached = np.concatenate(([height * width], at_least, [0]))
     return Scan(
         entries=height * width,

@@ -55,7 +55,7 @@ def magnitude_codes(tensor: torch.Tensor) -> npt.NDArray[Any]:
     width = flat.element_size()
     signed = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[width]
     limit = torch.iinfo(signed).max
-    return (flat.view(signed) & limit).numpy().view(f"u{width}")  # type: ignore[no-any-return]
+    return (flat.view(signed) & limit).numpy().view(f"u{width}")
 
 
 @njit(nogil=True, cache=True)

@@ -109,8 +109,13 @@ MEASURES = tuple(
         ("principal_overlap_top5_magnitude_null", "1", "matrices", "spectra", "its null"),
         ("principal_not_low_overlap", "1", "matrices", "spectra", "share of M in M_princ ∩ M_lowᶜ"),
         ("principal_not_low_overlap_magnitude_null", "1", "matrices", "spectra", "its null"),
-        ("principal_near_threshold", "entries", "matrices", "spectra", "entries that may fall "
-         "on either side of M_princ on another machine"),
+        (
+            "principal_near_threshold",
+            "entries",
+            "matrices",
+            "spectra",
+            "entries that may fall on either side of M_princ on another machine",
+        ),
         ("nss", "1", "matrices", "spectra", "normalised spectral shift"),
         ("nss_bound", "1", "matrices", "scan", "‖ΔW‖ / ‖W₀‖ of the matrix, which bounds nss"),
         ("rotation_left_deg", "degrees", "matrices", "spectra", "mean angle of the top-k left"),

@@ -69,7 +69,8 @@ def mask_picture(mask: npt.NDArray[np.uint8], shape: tuple[int, int], *, side: i
     col_edges = np.linspace(0, cols, min(side, cols) + 1).astype(np.int64)
     by_row = np.add.reduceat(bits, row_edges[:-1], axis=0, dtype=np.int64)
     blocks = np.add.reduceat(by_row, col_edges[:-1], axis=1)
-    return blocks / np.outer(np.diff(row_edges), np.diff(col_edges))
+    shares: Floats = blocks / np.outer(np.diff(row_edges), np.diff(col_edges))
+    return shares
 
 
 def _share(part: int, whole: int) -> Number:

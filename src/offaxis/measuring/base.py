@@ -62,9 +62,7 @@ class Spectral:
 
     def top(self, rank: int) -> Basis:
         """The first `rank` columns of both bases."""
-        return Basis(
-            self.basis.left[:, :rank], self.basis.right[:, :rank], self.basis.angle_error
-        )
+        return Basis(self.basis.left[:, :rank], self.basis.right[:, :rank], self.basis.angle_error)
 
 
 @dataclass

@@ -43,8 +43,7 @@ def spectral_numbers(
         curves["singular_values_tuned"] = curves["singular_values_base"]
         still = ("nss", "nss_bound", "rotation_left_deg", "rotation_right_deg")
         yield from (
-            (name, Number(0.0, 0.0) if name in still else undefined("no_update"))
-            for name in _NAMES
+            (name, Number(0.0, 0.0) if name in still else undefined("no_update")) for name in _NAMES
         )
         return
     yield from _moved(spectral, moved, curves)

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from offaxis.names.place import Place, Shape, is_matrix, place, unwrap
+from offaxis.names.place import Place, Shape, is_index, is_matrix, place, unwrap
 
 __all__ = ["Piece", "natural_key", "pieces"]
 
@@ -55,7 +55,7 @@ class _Cut:
 def natural_key(name: str) -> tuple[tuple[int, int | str], ...]:
     """Sort key under which `layers.2` comes before `layers.10`."""
     return tuple(
-        (0, int(token)) if token.isascii() and token.isdigit() else (1, token)
+        (0, int(token)) if is_index(token) else (1, token)
         for token in re.split(r"(\d+)", name)
         if token
     )

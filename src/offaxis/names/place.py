@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-__all__ = ["MATRIX_EXEMPT", "ROLES", "Place", "is_matrix", "place", "unwrap"]
+__all__ = ["MATRIX_EXEMPT", "ROLES", "Place", "is_index", "is_matrix", "place", "unwrap"]
 
 Shape = tuple[int, ...]
 
@@ -91,6 +91,11 @@ def unwrap(name: str) -> str:
     return _WRAPPERS.sub("", name)
 
 
+def is_index(token: str) -> bool:
+    """True for a layer or expert number: ASCII digits, and few enough for any table column."""
+    return token.isascii() and token.isdigit() and len(token) <= 9
+
+
 def is_matrix(shape: Sequence[int], place: Place) -> bool:
     """2-D, min(m, n) >= 2, and no embedding, head, norm, bias or buffer."""
     return (
@@ -119,7 +124,7 @@ def place(name: str, shape: Sequence[int], *, shapes: Mapping[str, Shape] | None
 def _index_after(segments: Sequence[str], container: re.Pattern[str]) -> int | None:
     """The first all-digit segment whose predecessor matches `container`."""
     for before, segment in pairwise(segments):
-        if segment.isascii() and segment.isdigit() and container.search(before):
+        if is_index(segment) and container.search(before):
             return int(segment)
     return None
 

@@ -114,7 +114,13 @@ def series(data: Mapping[str, Any] | None) -> str:
     for measure in data["measures"]:
         null = "; thin lines with hollow marks are its magnitude null" if measure["null"] else ""
         heading = escape(measure["title"])
-        parts.append(figure(f"series-{measure['name']}", heading, f"Each line is a run{null}."))
+        parts.append(
+            figure(
+                f"series-{measure['name']}",
+                heading,
+                f"Each line is a run, each mark a checkpoint{null}.",
+            )
+        )
     legend = '<div class="legend" id="legend-series"></div>'
     body = f'{legend}<div class="grid three">{"".join(parts)}</div>'
     return section("series", "Over the training steps", body)

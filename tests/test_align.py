@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import families
 from offaxis.checkpoint import align, open_checkpoint, read_pair
 from offaxis.errors import AlignmentError
-from offaxis.names import rename
+from offaxis.names import Rule, rename
 
 BLOCK = {
     "self_attn.q_proj.weight": (8, 8),
@@ -120,6 +120,44 @@ def test_one_layer_is_never_taken_for_another(tmp_path):
     moved = {n.replace(".layers.0.", ".layers.7."): v for n, v in layer.items()}
     with pytest.raises(AlignmentError, match="no tensor in common"):
         align(base, opened(moved, tmp_path / "tuned"))
+
+
+@pytest.mark.parametrize(
+    ("base", "tuned"),
+    [
+        ("mlp.0.proj.weight", "mlp.1.proj.weight"),
+        ("blocks.2.layers.3.up.weight", "layers.3.up.weight"),
+        ("experts.1.layers.3.up.weight", "layers.3.up.weight"),
+        ("a.weight", "b.weight"),
+    ],
+)
+def test_unlike_places_are_not_matched(base, tuned):
+    assert not rename({base: (2, 2)}, {tuned: (2, 2)}).names
+
+
+def test_a_base_tensor_is_taken_once():
+    """An actor and a critic of one shape: one of them lands, the other is left over."""
+    tuned = {
+        f"{who}.{name}": shape for who in ("critic", "actor") for name, shape in SHAPES.items()
+    }
+    found = rename(SHAPES, tuned)
+    assert found.rules == (Rule("actor.", ""),)
+    assert sorted(found.names.values()) == sorted(SHAPES)
+
+
+def test_a_rule_does_not_take_a_name_that_matched_as_it_is():
+    tuned = {name.removeprefix("model."): shape for name, shape in SHAPES.items()}
+    found = rename(SHAPES, {**tuned, "model.norm.weight": (8,)})
+    assert found.names["model.norm.weight"] == "model.norm.weight"
+    assert "norm.weight" not in found.names
+    assert len(set(found.names.values())) == len(found.names) == len(SHAPES)
+
+
+def test_the_largest_group_is_found_among_many_small_ones():
+    base = {f"b{n}.x{n}.weight": (1,) for n in range(40)} | SHAPES
+    tuned = {f"t{n}.x{n}.weight": (1,) for n in range(40)}
+    tuned |= {"deep." + name: shape for name, shape in SHAPES.items()}
+    assert rename(base, tuned).rules[0] == Rule("deep.", "")
 
 
 @settings(max_examples=25, deadline=None)
@@ -268,6 +306,16 @@ class TestTied:
         moved[self.head][-1, -1] += 1
         base, tuned = opened(self.with_tied_head(), tmp_path / "a"), opened(moved, tmp_path / "b")
         assert self.status(align(base, tuned)) == "measured"
+
+    def test_a_difference_between_the_sampled_windows_is_seen(self, tmp_path):
+        embedding = torch.randn(256, 256)
+        head = embedding.clone()
+        head.view(-1)[2000] += 1  # byte 8000 of 262144: after the first window, before the second
+        state = {self.embedding: embedding, self.head: head}
+        base = opened(state, tmp_path / "a")
+        assert len(align(base, base).pairs) == 2
+        tied = opened({**state, self.head: embedding.clone()}, tmp_path / "b")
+        assert len(align(tied, tied).pairs) == 1
 
     def test_the_config_decides_where_it_speaks(self, tmp_path):
         config = {"tie_word_embeddings": True}

@@ -73,8 +73,9 @@ def anonymous():
 checkpoint = open_checkpoint(sys.argv[1])
 checkpoint["small"].sum()
 before = anonymous()
-total = checkpoint["large"].view(torch.int32).max()
-print(anonymous() - before)
+large = checkpoint["large"]
+large.view(torch.int32).max()
+print(anonymous() - before, large.shape)
 """
 
 
@@ -89,7 +90,7 @@ def test_reading_takes_no_anonymous_memory(tmp_path):
         text=True,
         check=True,
     )
-    assert float(done.stdout) < 4
+    assert float(done.stdout.split()[0]) < 4
 
 
 def test_read_pair_is_contiguous_and_in_stored_orientation(tmp_path):

@@ -318,6 +318,18 @@ def test_hub_id_offline(tmp_path):
     assert float(run_hub(cache, "org/name", tmp_path).stdout.split()[-1]) == 28.0
 
 
+def test_a_cache_without_the_tokenizer_is_enough(tmp_path):
+    """huggingface_hub knows that the repository has one, and refuses the snapshot for it."""
+    cache = hub_cache(tmp_path / "cache")
+    (commit,) = cache.glob("models--*/snapshots/*")
+    listing = {"format_version": 1, "files": {"tokenizer.json": {"size": 1, "blob_id": "0" * 40}}}
+    trees = commit.parents[1] / "trees"
+    trees.mkdir()
+    (trees / f"{commit.name}.json").write_text(json.dumps(listing))
+    done = run_hub(cache, "org/name", tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
 def test_incomplete_hub_cache_names_the_missing_shard(tmp_path):
     cache = hub_cache(tmp_path / "cache")
     next(cache.glob("models--*/snapshots/*/model-00002*")).unlink()

@@ -83,8 +83,8 @@ def page() -> Page:
         (small(0), "0"),
         (small(float("nan")), "—"),
         (signed(-0.00012), "−0.0001"),
-        (decimals(0.00013), 5),
-        (decimals(0.2), 4),
+        (decimals(0.00013), 4),
+        (decimals(0.000013), 5),
         (json_block({"a": "</script>&\u2028"}), '{"a":"\\u003c/script\\u003e\\u0026\\u2028"}'),
         (short_labels(["runs/a/10", "runs/b/10/", "x"]), ["a/10", "b/10", "x"]),
         (short_labels(["runs/a", "runs/a"]), ["a", "a (2)"]),
@@ -179,7 +179,14 @@ def test_numbers_of_the_summary_are_on_the_page(page: Page) -> None:
         low, high = pair["intervals"]["principal_overlap_excess"]
         places = decimals(min(_widths(summary)))
         assert f"[{signed(low, places)}, {signed(high, places)}]" in page.text
-    for words in ("Do the runs differ?", "cannot tell", "Contrasts of two runs", "Scores", "tied"):
+    for words in (
+        "Do the runs differ?",
+        "cannot tell",
+        "Contrasts of two runs",
+        "Scores",
+        "tied",
+        "in 3 of 3 at equal steps",
+    ):
         assert words in page.text
 
 

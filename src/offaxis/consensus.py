@@ -1,4 +1,4 @@
-"""Across runs: which entries change again, tensor by tensor, and what magnitude alone would give."""
+"""Across runs: which entries change again, and what magnitude alone would give."""
 
 from __future__ import annotations
 

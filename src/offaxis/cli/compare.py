@@ -102,15 +102,12 @@ class _bar:
 
 
 _COLUMNS = (
-    ("tuned", "tuned"),
     ("unchanged_bf16", "unchanged"),
-    ("relative_update_norm", "‖ΔW‖/‖W₀‖"),
+    ("relative_update_norm", "norm"),
     ("nss", "nss"),
-    ("rotation_left_deg", "rotation °"),
+    ("rotation_left_deg", "rotation°"),
     ("principal_overlap", "principal"),
-    ("principal_overlap_magnitude_null", "magn. null"),
-    ("principal_overlap_rounding_null", "round. null"),
-    ("verdict", "step"),
+    ("principal_overlap_magnitude_null", "its null"),
 )
 
 
@@ -121,22 +118,27 @@ def _show(result: "Comparison") -> None:
     from rich.table import Table
 
     console = Console()
-    table = Table(title="How the weights moved", title_justify="left")
-    for key, title in _COLUMNS:
-        table.add_column(title, justify="left" if key in ("tuned", "verdict") else "right")
-    summary = result.summary()
-    for pair in summary["pairs"]:
-        table.add_row(*(escape(_cell(key, pair[key])) for key, _ in _COLUMNS))
+    table = Table(title="How the weights moved", title_justify="left", box=None, padding=(0, 1))
+    table.add_column("checkpoint", overflow="fold")
+    for _, title in _COLUMNS:
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("step")
+    pairs = result.summary()["pairs"]
+    for name, pair in zip(_short([pair["tuned"] for pair in pairs]), pairs, strict=True):
+        cells = ["—" if pair[key] is None else f"{pair[key]:.3g}" for key, _ in _COLUMNS]
+        label = pair["verdict"]["label"].removesuffix("_step").replace("_", " ")
+        table.add_row(escape(name), *cells, label)
     console.print(table)
-    for pair in summary["pairs"]:
-        console.print(escape(pair["tuned"]), style="bold", highlight=False)
+    for pair in pairs:
+        console.print(f"\n{escape(pair['tuned'])}", style="bold", highlight=False)
         for line in pair["verdict"]["evidence"]:
-            console.print(f"  {escape(line)}", highlight=False)
+            console.print(f"  {escape(line)}", highlight=False, soft_wrap=True)
 
 
-def _cell(key: str, value: Any) -> str:
-    if key == "tuned":
-        return str(value)
-    if key == "verdict":
-        return str(value["label"]).replace("_", " ")
-    return "—" if value is None else f"{value:.4g}"
+def _short(names: list[str]) -> list[str]:
+    """The names without the directories that all of them share."""
+    parts = [name.rstrip("/").split("/") for name in names]
+    shared = 0
+    while all(len(one) > shared + 1 for one in parts) and len({one[shared] for one in parts}) == 1:
+        shared += 1
+    return ["/".join(one[shared:]) for one in parts]

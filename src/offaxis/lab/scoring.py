@@ -43,7 +43,7 @@ class Exam:
     """Held-out problems, the same for every model, and how they are sampled."""
 
     problems: int = 200
-    samples: int = 8
+    samples: int = 16
     difficulty: int = 2
     seed: int = 0
 
@@ -67,8 +67,10 @@ def sit(model: str | Path, exam: Exam) -> NDArray[np.bool_]:
 def score_rows(
     tuned: str, step: int, correct: NDArray[np.bool_], *, seed: int
 ) -> list[dict[str, Any]]:
-    """Rows of `SCORES` for one model: avg@k and pass@k, k being the samples a problem."""
-    found = (avg_at_k(correct, seed=seed), pass_at_k(correct, correct.shape[1], seed=seed))
+    """Rows of `SCORES` for one model: avg@k, pass@4 and pass@k, k being the samples a problem."""
+    samples = correct.shape[1]
+    ks = sorted({min(4, samples), samples})
+    found = (avg_at_k(correct, seed=seed), *(pass_at_k(correct, k, seed=seed) for k in ks))
     return [
         {
             "tuned": tuned,

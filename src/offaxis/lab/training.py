@@ -36,7 +36,7 @@ class TrainingSettings:
 
     steps: int = 60
     save_every: int = 10
-    learning_rate: float = 2e-5
+    learning_rate: float = 5e-5
     max_grad_norm: float = 1.0
     seed: int = 0
     difficulty: int = 2
@@ -211,8 +211,9 @@ def train_run(
         trainer.add_callback(Progress())
         trainer.train()
     seconds = time.monotonic() - started
-    for pickled in out.glob("**/training_args.bin"):
-        pickled.unlink()  # run.json says the same, and offaxis ships no pickles
+    for name in ("training_args.bin", "README.md"):  # a pickle, and TRL's card without a base
+        for written in out.glob(f"**/{name}"):
+            written.unlink()  # run.json says more
     arguments.pop("output_dir")
     record = _record(method, arguments, settings) | {"seconds": round(seconds, 1)}
     (out / "run.json").write_text(json.dumps(record, indent=1) + "\n")

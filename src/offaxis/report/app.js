@@ -66,7 +66,8 @@
   options("matrix", order, "matrix", drawChosen);
   options("grid", gridNames.map((name) => ({ value: name, words: gridTitle(data, name) })), "grid", grid);
   options("overlap", overlaps.map((name) => ({ value: name, words: data.points.titles[name] })), "overlap", scatter);
-  options("view", [{ value: "observed", words: "observed against null" }, { value: "difference", words: "difference from null" }], "view", () => drawScatter(data, state, choose));
+  const views = [["observed", "observed against null"], ["difference", "difference from null"]];
+  options("view", overlaps.length ? views.map(([value, words]) => ({ value, words })) : [], "view", () => drawScatter(data, state, choose));
   options("contrast", [...new Set(data.contrasts.map((row) => row.title))].map((words) => ({ value: words, words })), "contrast", contrast);
 
   const dark = window.matchMedia("(prefers-color-scheme: dark)");

@@ -233,7 +233,7 @@ function forest(name, rows, title) {
       y: [y(row), y(row)], line: { color: colour("--one"), width: 2.5 } })),
     { type: "scatter", mode: "markers", hoverinfo: "text", x: rows.map((row) => row.value), y: rows.map(y),
       text: rows.map((row) => row.words), marker: { size: 10, color: colour("--one"),
-        symbol: rows.map((row) => (row.low > 0 || row.high < 0 ? "circle" : "circle-open")), line: { width: 2 } } },
+        symbol: rows.map((row) => (row.low > 0 || row.high < 0 ? "circle" : "circle-open")), line: { width: 2, color: colour("--one") } } },
   ];
   draw(name, traces, { height: 90 + 30 * rows.length,
     shapes: [{ type: "line", layer: "below", x0: 0, x1: 0, yref: "paper", y0: 0, y1: 1, line: { color: colour("--ink"), width: 1.2 } }],

@@ -63,7 +63,7 @@ def state(pair: Pair, overlap: str) -> str:
 
 
 def digits(pairs: Sequence[Pair]) -> int:
-    """Decimals at which the narrowest interval of all differences keeps two digits."""
+    """Decimals at which the narrowest interval of all differences keeps its first digit."""
     found = [excess(pair, overlap) for pair in pairs for overlap in _OVERLAPS]
     widths = [high - low for _, low, high in found if low is not None and high is not None]
     return decimals(min((width for width in widths if width > 0), default=None))
@@ -145,7 +145,7 @@ def _lede(pairs: Sequence[Pair]) -> str:
         for name, words in (
             ("below", "overlap the principal weights less"),
             ("above", "overlap them more"),
-            ("same", "cannot be told apart from it"),
+            ("same", "cannot be told apart"),
         )
         if states[name]
     ]

@@ -17,7 +17,7 @@ from offaxis.report.data import page_data
 from offaxis.report.figures import across, figure, fixed, section, series
 from offaxis.report.glossary import glossary
 from offaxis.report.headline import Headline, headline
-from offaxis.report.text import count, escape, json_block, short_labels
+from offaxis.report.text import count, escape, join, json_block, short_labels
 
 __all__ = ["render"]
 
@@ -51,7 +51,7 @@ def render(
         policy=_policy(plotly, script),
         style=_asset("style.css"),
         base=escape(summary.get("base", "")),
-        headline=_headline(headline(summary, labels)),
+        headline=_headline(headline(summary, labels), _differ(contrasts)),
         scores=section("scores", "Scores", _scores(scores, names)),
         contrasts=section("contrasts", "Do the runs differ?", _contrasts(contrasts, names)),
         overlaps=tables.overlap_table(pairs, labels, why),
@@ -87,14 +87,15 @@ def _policy(*scripts: str) -> str:
     )
 
 
-def _headline(words: Headline) -> str:
+def _headline(words: Headline, differ: str) -> str:
     step = "".join(
         f"<div><dt>{escape(what)}</dt><dd>{escape(value)}</dd></div>" for what, value in words.step
     )
     nulls = "".join(f"<li>{escape(text, 1000)}</li>" for text in words.nulls)
     change = "".join(f"<li>{escape(text, 1000)}</li>" for text in words.change)
     return (
-        f'<h1>{escape(words.title, 400)}</h1><p class="lede">{escape(words.lede, 1000)}</p>'
+        f'<h1>{escape(words.title, 400)}</h1><p class="lede">'
+        f"{escape(words.lede, 1000)} {escape(differ, 1000)}</p>"
         f'<div class="judgement"><section><h2>The step</h2>'
         f"<dl>{step}</dl></section>"
         f"<section><h2>What the nulls say</h2><ul>{nulls}</ul></section>"
@@ -113,23 +114,25 @@ def _scores(scores: pl.DataFrame | None, names: Mapping[str, str]) -> str:
 def _contrasts(contrasts: pl.DataFrame | None, names: Mapping[str, str]) -> str:
     if contrasts is None or contrasts.is_empty():
         return ""
-    differ = contrasts.filter(pl.col("verdict") == "differ").height
-    total = contrasts.height
+    how = (
+        "Each dot is a difference, first run minus second, with its interval; one that crosses "
+        "the zero line cannot be told from none."
+    )
+    drawn = figure("contrast", "The differences drawn", how, _pick("contrast", "Measure"))
+    return tables.contrasts_table(contrasts, names) + drawn
+
+
+def _differ(contrasts: pl.DataFrame | None) -> str:
+    """Whether the runs differ, in a sentence; empty where nothing was contrasted."""
+    if contrasts is None or contrasts.is_empty():
+        return ""
     words = {"step": "steps", "norm": "update norm", "accuracy": "accuracy"}
     parts = []
     for matched in dict.fromkeys(contrasts["matched_by"].to_list()):
         rows = contrasts.filter(pl.col("matched_by") == matched)
         found = rows.filter(pl.col("verdict") == "differ").height
-        parts.append(f"at equal {escape(words.get(matched, matched))} {found} of {rows.height}")
-    text = f"Of {total} contrasts {differ} differ beyond their interval: {', '.join(parts)}."
-    how = (
-        "Each dot is a difference, first run minus second, with its interval; one that crosses "
-        "the zero line cannot be told from none."
-    )
-    return (
-        f"<p>{text}</p>{tables.contrasts_table(contrasts, names)}"
-        f"{figure('contrast', 'The differences drawn', how, _pick('contrast', 'Measure'))}"
-    )
+        parts.append(f"in {found} of {rows.height} at equal {words.get(matched, matched)}")
+    return f"The runs differ beyond their interval {join(parts)}."
 
 
 def _kept(data: Mapping[str, Any]) -> str:

@@ -147,7 +147,7 @@ def overlap_table(pairs: Sequence[Mapping[str, Any]], labels: Sequence[str], why
         "Magnitude null",
         "Rounding null",
         "Observed − magnitude null",
-        f"±\u00a0{plain(reach, places)}",
+        f"±\u00a0{plain(reach, places)}" if reach else "Drawn",
         "Reading",
     )
     return (
@@ -321,7 +321,7 @@ def _one_scale(row: Mapping[str, Any]) -> Callable[[float | None], str]:
     if max(sides, default=0.0) < 0.01:
         return small
     ends = [abs(row[key]) for key in ("difference", "low", "high") if is_number(row[key])]
-    places = decimals(max(ends, default=None), 1)
+    places = decimals(max(ends, default=0.0) / 10, 1)
     return lambda value: plain(value, places)
 
 

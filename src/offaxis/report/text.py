@@ -122,10 +122,10 @@ def interval(bounds: object, places: int = 4) -> str:
 
 
 def decimals(width: float | None, least: int = 4) -> int:
-    """Decimals, from `least` to 7, at which a number of this size keeps two digits."""
+    """Decimals, from `least` to 7, at which a number of this size keeps its first digit."""
     if width is None or not is_number(width) or width <= 0:
         return least
-    return min(7, max(least, 1 - math.floor(math.log10(width))))
+    return min(7, max(least, -math.floor(math.log10(width))))
 
 
 def join(words: Sequence[str]) -> str:

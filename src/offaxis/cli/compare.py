@@ -105,7 +105,6 @@ _COLUMNS = (
     ("unchanged_bf16", "unchanged"),
     ("relative_update_norm", "norm"),
     ("nss", "nss"),
-    ("rotation_left_deg", "rotation°"),
     ("principal_overlap", "principal"),
     ("principal_overlap_magnitude_null", "its null"),
 )
@@ -118,11 +117,11 @@ def _show(result: "Comparison") -> None:
     from rich.table import Table
 
     console = Console()
-    table = Table(title="How the weights moved", title_justify="left", box=None, padding=(0, 1))
+    table = Table(title="How the weights moved", title_justify="left", box=None, pad_edge=False)
     table.add_column("checkpoint", overflow="fold")
     for _, title in _COLUMNS:
         table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("step")
+    table.add_column("step", no_wrap=True)
     pairs = result.summary()["pairs"]
     for name, pair in zip(_short([pair["tuned"] for pair in pairs]), pairs, strict=True):
         cells = ["—" if pair[key] is None else f"{pair[key]:.3g}" for key, _ in _COLUMNS]

@@ -247,13 +247,16 @@ def test_the_client_sees_requests_errors_and_overflow(browser: Browser, tmp_path
     assert browser.evaluate(BOXES) == ["P "]
 
 
-@pytest.mark.parametrize("width", [390, 1440])
 @pytest.mark.parametrize(
-    ("page", "dark"),
-    [("full", False), ("full", True), ("hostile", False), ("empty", False), ("deep", True)],
+    ("page", "width", "dark"),
+    [
+        *[(page, width, False) for page in ("full", "hostile", "empty") for width in (390, 1440)],
+        *[("deep", width, True) for width in (390, 1440)],
+        *[("full", width, True) for width in (390, 768, 1030, 1440)],
+    ],
 )
 def test_pages_fit_and_fetch_nothing(
-    browser: Browser, pages: dict[str, Path], page: str, dark: bool, width: int
+    browser: Browser, pages: dict[str, Path], page: str, width: int, dark: bool
 ) -> None:
     browser.open(pages[page], width, dark=dark)
     assert browser.complaints() == []

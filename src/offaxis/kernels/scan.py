@@ -233,7 +233,7 @@ def _as_rows(tensor: torch.Tensor) -> torch.Tensor:
 def scan(base: torch.Tensor, tuned: torch.Tensor, *, detail: bool = True) -> Scan:
     """Compare two tensors of one shape entry by entry, in one pass over both.
 
-    base, tuned: floating-point tensors on the CPU, any dtypes; leading axes are flattened into rows.
+    base, tuned: floating-point tensors on the CPU, any dtypes; leading axes are flattened to rows.
     detail: False gives `changed` and `changed_stored` alone, which is bound by memory bandwidth.
     Raises ValueError where the shapes differ.
     """

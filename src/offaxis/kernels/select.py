@@ -2,7 +2,7 @@
 
 Magnitudes are compared as unsigned integers: with the sign bit cleared, the bits of a float order
 as its absolute value does (a NaN above infinity). The threshold comes from one histogram over the
-leading bits and an exact partition of the few entries in the bin that holds it, not from a sort.
+leading 16 bits, then of the next 16 among the few entries in that bin, and so on: no sort.
 """
 
 from dataclasses import dataclass
@@ -65,11 +65,12 @@ def _leading_histogram(codes: Any, shift: Any, counts: Any) -> None:
 
 
 @njit(nogil=True, cache=True)
-def _gather(codes: Any, shift: Any, wanted: Any, out: Any) -> None:
+def _gather_low(codes: Any, shift: Any, leading: Any, out: Any) -> None:
+    """The bits below `shift` of the codes whose bits above it are `leading`."""
     k = 0
     for i in range(codes.size):
-        if (codes[i] >> shift) == wanted:
-            out[k] = codes[i]
+        if (codes[i] >> shift) == leading:
+            out[k] = codes[i] ^ (leading << shift)
             k += 1
 
 
@@ -93,32 +94,48 @@ def _mark(codes: Any, value: Any, largest: bool, quota: int, out: Any) -> None:
         out[i >> 3] |= np.uint8(np.uint8(take) << np.uint8(i & 7))
 
 
-def _rank_value(codes: npt.NDArray[Any], rank: int) -> Any:
-    """The code at 0-based position `rank` in ascending order."""
-    shift = codes.dtype.type(max(0, codes.itemsize * 8 - 1 - _LEADING))
-
-    def histogram(span: tuple[int, int]) -> npt.NDArray[np.int64]:
-        counts = np.zeros(1 << (_LEADING + 1), np.int64)
-        _leading_histogram(codes[span[0] : span[1]], shift, counts)
-        return counts
-
-    counts = np.sum(for_each(histogram, spans(codes.size, smallest=_SMALLEST_SPAN)), axis=0)
-    below = np.cumsum(counts)
-    leading = int(np.searchsorted(below, rank, side="right"))
-    inside = np.empty(int(counts[leading]), codes.dtype)
-    _gather(codes, shift, codes.dtype.type(leading), inside)
-    offset = rank - (int(below[leading]) - inside.size)
-    return np.partition(inside, offset)[offset]
+@njit(nogil=True, cache=True)
+def _count_between(codes: Any, low: Any, high: Any) -> int:
+    total = 0
+    for i in range(codes.size):
+        total += (codes[i] >= low) & (codes[i] <= high)
+    return total
 
 
 def _near(codes: npt.NDArray[Any], value: Any) -> int:
     """Entries within 1e-12 relative of the threshold; only float64 has neighbours that close."""
     reach = 1 << 13 if codes.itemsize == 8 else 0  # 2^13 ulp of float64 is at most 1.8e-12
-    low, high = max(0, int(value) - reach), int(value) + reach
-    if not reach:
-        return int(_count_equal(codes, value))
     kind = codes.dtype.type
-    return int(np.count_nonzero((codes >= kind(low)) & (codes <= kind(high))))
+    return int(_count_between(codes, kind(max(0, int(value) - reach)), kind(int(value) + reach)))
+
+
+def _histogram(codes: npt.NDArray[Any], shift: int) -> npt.NDArray[np.int64]:
+    def one(span: tuple[int, int]) -> npt.NDArray[np.int64]:
+        counts = np.zeros(1 << _LEADING, np.int64)
+        _leading_histogram(codes[span[0] : span[1]], codes.dtype.type(shift), counts)
+        return counts
+
+    parts = for_each(one, spans(codes.size, smallest=_SMALLEST_SPAN))
+    return np.asarray(np.sum(parts, axis=0), np.int64)
+
+
+def _rank_value(codes: npt.NDArray[Any], rank: int) -> Any:
+    """The code at 0-based position `rank` in ascending order: a radix descent, 16 bits a level."""
+    kind = codes.dtype.type
+    bits = codes.itemsize * 8 - 1  # the sign bit is clear
+    value = 0
+    while True:
+        shift = max(0, bits - _LEADING)
+        counts = _histogram(codes, shift)
+        below = np.cumsum(counts)
+        leading = int(np.searchsorted(below, rank, side="right"))
+        value |= leading << shift
+        if shift == 0:
+            return kind(value)
+        rank -= int(below[leading] - counts[leading])
+        low = np.empty(int(counts[leading]), codes.dtype)
+        _gather_low(codes, kind(shift), kind(leading), low)
+        codes, bits = low, shift
 
 
 def select(

@@ -1,9 +1,11 @@
 """How much changed, and where along rows and columns: plain readings of one bit scan."""
 
 import math
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from numba import njit
 
 from offaxis.kernels.scan import Scan
 from offaxis.measures.number import Number, undefined
@@ -61,15 +63,26 @@ def column_changed(scan: Scan) -> Floats:
     return columns / max(1, scan.entries // max(1, columns.size))
 
 
+@njit(nogil=True, cache=True)
+def _count_blocks(mask: Any, row_block: Any, col_block: Any, counts: Any) -> None:
+    cols = col_block.size
+    for i in range(row_block.size):
+        line = counts[row_block[i]]
+        for j in range(cols):
+            bit = i * cols + j
+            line[col_block[j]] += (mask[bit >> 3] >> (bit & 7)) & 1
+
+
 def mask_picture(mask: npt.NDArray[np.uint8], shape: tuple[int, int], *, side: int = 96) -> Floats:
     """The update mask as a picture: shares of changed entries in blocks, at most side × side."""
-    rows, cols = shape
-    bits = np.unpackbits(mask, count=rows * cols, bitorder="little").reshape(rows, cols)
-    row_edges = np.linspace(0, rows, min(side, rows) + 1).astype(np.int64)
-    col_edges = np.linspace(0, cols, min(side, cols) + 1).astype(np.int64)
-    by_row = np.add.reduceat(bits, row_edges[:-1], axis=0, dtype=np.int64)
-    blocks = np.add.reduceat(by_row, col_edges[:-1], axis=1)
-    shares: Floats = blocks / np.outer(np.diff(row_edges), np.diff(col_edges))
+    sizes, blocks = [], []
+    for extent in shape:
+        edges = np.linspace(0, extent, min(side, extent) + 1).astype(np.int64)
+        sizes.append(np.diff(edges))
+        blocks.append(np.repeat(np.arange(edges.size - 1), np.diff(edges)))
+    counts = np.zeros((sizes[0].size, sizes[1].size), np.int64)
+    _count_blocks(mask, blocks[0], blocks[1], counts)
+    shares: Floats = counts / np.outer(sizes[0], sizes[1])
     return shares
 
 

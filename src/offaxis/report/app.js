@@ -85,7 +85,6 @@
     theme(on ? "light" : before);
     document.documentElement.toggleAttribute("data-print", on);
     drawAll();
-    document.querySelectorAll(".js-plotly-plot").forEach((place) => Plotly.Plots.resize(place));
   };
   window.addEventListener("beforeprint", () => printing(true));
   window.addEventListener("afterprint", () => printing(false));

@@ -1,0 +1,40 @@
+"""Shared set-up: shape checks switched on, one thread for torch, the real pairs where present."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+_SOURCE = Path(__file__).parents[1] / "src" / "offaxis"
+
+
+def _checkable() -> list[str]:
+    """Modules of `linalg` and `measures` whose functions carry shapes.
+
+    The hook wraps every function of a module, and numba cannot compile a wrapped one.
+    """
+    found = ["offaxis.linalg"]
+    for path in sorted((_SOURCE / "measures").glob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        if "from jaxtyping import" in text and "numba" not in text:
+            found.append(f"offaxis.measures.{path.stem}")
+    return found
+
+
+SHAPE_CHECKED = _checkable()
+install_import_hook(SHAPE_CHECKED, "beartype.beartype")  # before anything imports them
+
+import torch  # noqa: E402
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def pairs() -> Path:
+    """The real pairs that lie beside the repository, which do not ship with it."""
+    found = Path(__file__).parents[2] / "shared" / "data" / "pairs"
+    if not (found / "base" / "model.safetensors").is_file():
+        pytest.skip(f"no real pairs at {found} (local test material, see DESIGN.md section 6)")
+    return found

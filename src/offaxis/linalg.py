@@ -89,7 +89,7 @@ def _value_errors(values: Float[Tensor, " r"], square_error: float) -> Float[Ten
 def _gram_error(squares: Float[Tensor, " r"], length: int) -> float:
     """Rounding in forming a Gram of rows of `length` and in its eigenvalues, as a bound on σ²."""
     largest = float(squares[0]) if squares.numel() else 0.0
-    return 4 * _EPS * (squares.numel() ** 0.5 + length**0.5) * largest
+    return 4 * _EPS * (math.sqrt(squares.numel()) + math.sqrt(length)) * largest
 
 
 def singular_values(matrix: Float[Tensor, "m n"], *, exact: bool = False) -> Spectrum:

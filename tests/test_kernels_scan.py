@@ -113,7 +113,7 @@ def test_a_view_that_is_not_contiguous_is_read_in_row_major_order() -> None:
         pytest.param(0x7F81, 0x7F80, 1, id="NaN beside infinity"),
         pytest.param(0x7F80, 0x7F80, 0, id="the same infinity"),
         pytest.param(0x7F80, 0xFF80, 1, id="infinities of two signs"),
-        pytest.param(0x7F7F, 0x7F80, 1, id="the largest finite value and infinity"),
+        pytest.param(0xFF80, 0x0000, 1, id="infinity and zero"),
     ],
 )
 def test_special_codes(base: int, tuned: int, changed: int) -> None:
@@ -128,8 +128,7 @@ def test_special_codes(base: int, tuned: int, changed: int) -> None:
     bad = sum(code & 0x7FFF >= 0x7F80 for code in (base,)), (tuned & 0x7FFF) >= 0x7F80
     found = scan(a, b)
     assert (found.nonfinite_base, found.nonfinite_tuned) == bad
-    good = 32 if any(bad) else 33
-    assert found.base_square == pytest.approx(0.25 * good, rel=1e-2 if not any(bad) else 1e-6)
+    assert found.base_square == pytest.approx(0.25 * 32), "nothing but the 32 entries of 0.5"
 
 
 @pytest.mark.parametrize("wide", [torch.float32, torch.float16, torch.float64], ids=str)

@@ -19,9 +19,9 @@ _EXCESS = ("principal_overlap", "low_magnitude_overlap")
 
 SMALL_STEP = 0.36
 LARGE_STEP = 0.188
-"""Bounds on `unchanged_bf16`: The Path Not Taken, table 1, has 36.3 % to 91.7 % for its RLVR
-checkpoints and 0.6 % to 18.8 % for its SFT checkpoints. They name the size of a step, not its
-method."""
+"""Bounds on the unchanged share within tensors that moved. The Path Not Taken, table 1, has 36.3 %
+to 91.7 % for its RLVR checkpoints and 0.6 % to 18.8 % for its SFT checkpoints. They name the size
+of a step, not its method."""
 
 IMPLAUSIBLE_NORM = 1.0
 IMPLAUSIBLE_CORRELATION = 0.5
@@ -40,6 +40,7 @@ class PairTotals:
     cross: float = 0.0
     nonfinite_base: int = 0
     nonfinite_tuned: int = 0
+    moved_entries: int = 0
     tensors: set[str] = field(default_factory=set)
     matrices: int = 0
 
@@ -52,8 +53,14 @@ class PairTotals:
         self.cross += scan.cross
         self.nonfinite_base += scan.nonfinite_base
         self.nonfinite_tuned += scan.nonfinite_tuned
+        self.moved_entries += scan.entries if scan.changed_stored else 0
         self.tensors.add(stored_name)
         self.matrices += is_matrix
+
+    @property
+    def unchanged_in_moved(self) -> float | None:
+        """Unchanged share within the tensors that moved at all: an adapter leaves others alone."""
+        return 1 - self.changed / self.moved_entries if self.moved_entries else None
 
     @property
     def relative_update_norm(self) -> float | None:
@@ -89,6 +96,7 @@ def summarise_pair(
         "matrices": totals.matrices,
         "unchanged_bf16": share and (totals.entries - totals.changed) * share,
         "unchanged_stored": share and (totals.entries - totals.changed_stored) * share,
+        "unchanged_bf16_in_moved_tensors": totals.unchanged_in_moved,
         "relative_update_norm": totals.relative_update_norm,
         "correlation": totals.correlation,
     }
@@ -138,6 +146,12 @@ def verdict(pair: Mapping[str, Any], means: Mapping[str, Mean]) -> dict[str, Any
         f"{_percent(pair['unchanged_bf16'])} of {pair['parameters']:,} entries are unchanged in "
         f"bfloat16; relative update norm {_number(pair['relative_update_norm'])}",
     ]
+    inside = pair["unchanged_bf16_in_moved_tensors"]
+    if inside is not None and pair["unchanged_bf16"] - inside > 0.01:
+        evidence.append(
+            f"some tensors did not move at all; within those that did, {_percent(inside)} of the "
+            "entries are unchanged"
+        )
     if label == "implausible_base":
         evidence.append(
             f"the update is as large as the model (correlation with the base "
@@ -161,11 +175,9 @@ def verdict(pair: Mapping[str, Any], means: Mapping[str, Mean]) -> dict[str, Any
 
 def _label(pair: Mapping[str, Any]) -> str:
     norm, correlation = pair["relative_update_norm"], pair["correlation"]
-    unchanged = pair["unchanged_bf16"]
+    unchanged = pair["unchanged_bf16_in_moved_tensors"]
     if unchanged is None:
-        return "undetermined"
-    if pair["unchanged_stored"] == 1:
-        return "identical"
+        return "identical" if pair["parameters"] else "undetermined"
     too_far = norm is not None and norm >= IMPLAUSIBLE_NORM
     unrelated = correlation is not None and correlation < IMPLAUSIBLE_CORRELATION
     if too_far or unrelated:

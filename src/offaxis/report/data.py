@@ -45,7 +45,9 @@ def page_data(
 ) -> dict[str, Any]:
     """Everything the plots need, as plain lists; under `BUDGET` bytes once written as JSON."""
     pairs = summary.get("pairs") or []
-    valid = measurements.filter(~pl.col("status").str.extract(r"^(\w+)", 1).is_in(MISMATCH))
+    valid = measurements.filter(
+        ~pl.col("status").str.extract(r"^(\w+)", 1).fill_null("").is_in(MISMATCH)
+    )
     shown = spread(len(pairs), min(len(pairs), _most_checkpoints(valid)))
     tuned = [str(pairs[i]["tuned"]) for i in shown]
     across = summary.get("across") or {}

@@ -175,55 +175,47 @@ def make_across(
 SIZES = {"runs/rl-20": 2e-4, "runs/rl-40": 4e-4, "runs/rl-60": 6e-4, "runs/sft-60": 2.4e-3}
 
 
+def add_checkpoint(made: Made, tuned: str, size: float, layers: int, width: int) -> dict[str, Any]:
+    """Rows and curves of one checkpoint; returns its pair of the summary."""
+    rng, values = made.rng, []
+    for layer in range(layers):
+        for role, (high, wide) in ROLES.items():
+            shape = (round(high * width), round(wide * width))
+            block = "mlp" if role in ("gate_proj", "up_proj", "down_proj") else "self_attn"
+            tensor = f"model.layers.{layer}.{block}.{role}.weight"
+            found = matrix_measures(rng, size, role)
+            values.append(found)
+            place = (tuned, tensor, layer, role, None, *shape)
+            made.rows += [Measurement(*place, name, value) for name, value in found.items()]
+            made.curves += matrix_curves(rng, tuned, tensor, shape, size)
+        name = f"model.layers.{layer}.input_layernorm.weight"
+        norm = (tuned, name, layer, "norm", None, width, 1)
+        made.rows.append(Measurement(*norm, "unchanged_bf16", 1 - min(1, size * 100)))
+    embed = (tuned, "model.embed_tokens.weight", None, "embed", None, 8 * width, width)
+    made.rows.append(Measurement(*embed, "unchanged_bf16", 1 - min(1, size * 200)))
+    tied = (tuned, "lm_head.weight", None, "lm_head", None, 8 * width, width)
+    made.rows.append(Measurement(*tied, "status", None, status="tied"))
+    large = size > 1e-3
+    label, shift = ("large_step", -0.004) if large else ("small_step", 0.0)
+    return make_pair(tuned, values, label, shift, len(values))
+
+
 def make(
     sizes: dict[str, float] | None = None, *, layers: int = 4, width: int = 128, seed: int = 0
 ) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, Any]]:
     """Measurements, curves and summary of a model with `layers` × 7 matrices."""
     sizes = SIZES if sizes is None else sizes
     made = Made(np.random.default_rng(seed))
-    rng, pairs = made.rng, []
-    for tuned, size in sizes.items():
-        values = []
-        for layer in range(layers):
-            for role, (high, wide) in ROLES.items():
-                shape = (round(high * width), round(wide * width))
-                block = (
-                    "mlp" if role.endswith(("gate_proj", "up_proj", "down_proj")) else "self_attn"
-                )
-                tensor = f"model.layers.{layer}.{block}.{role}.weight"
-                found = matrix_measures(rng, size, role)
-                values.append(found)
-                place = (tuned, tensor, layer, role, None, *shape)
-                made.rows += [Measurement(*place, name, value) for name, value in found.items()]
-                made.curves += matrix_curves(rng, tuned, tensor, shape, size)
-            norm = (
-                tuned,
-                f"model.layers.{layer}.input_layernorm.weight",
-                layer,
-                "norm",
-                None,
-                width,
-                1,
-            )
-            made.rows.append(Measurement(*norm, "unchanged_bf16", 1 - min(1, size * 100)))
-        embed = (tuned, "model.embed_tokens.weight", None, "embed", None, 8 * width, width)
-        made.rows.append(Measurement(*embed, "unchanged_bf16", 1 - min(1, size * 200)))
-        tied = (tuned, "lm_head.weight", None, "lm_head", None, 8 * width, width)
-        made.rows.append(Measurement(*tied, "status", None, status="tied"))
-        large = size > 1e-3
-        shift = -0.004 if large else 0.0
-        pairs.append(
-            make_pair(tuned, values, "large_step" if large else "small_step", shift, len(values))
-        )
+    pairs = [add_checkpoint(made, name, size, layers, width) for name, size in sizes.items()]
     for layer in range(layers):
         tensor = f"model.layers.{layer}.self_attn.q_proj.weight"
-        picture = rng.uniform(0.1, 0.6, (64, 64))
+        picture = made.rng.uniform(0.1, 0.6, (64, 64))
         made.curves.append(Curve("", tensor, "consensus_picture", (64, 64), picture.ravel()))
     summary = {
         "schema": 1,
         "base": "models/qwen3-tiny-base",
         "pairs": pairs,
-        "across": make_across(rng, list(sizes), pairs) if len(sizes) > 1 else None,
+        "across": make_across(made.rng, list(sizes), pairs) if len(sizes) > 1 else None,
         "run": {
             "offaxis": "0.1.0",
             "command": "offaxis compare base runs/* --out report",

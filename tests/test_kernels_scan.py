@@ -30,9 +30,9 @@ def noisy(
     """Two float64 tensors over many binades with zeros of both signs and subnormals; `density`
     is the share of entries that get a step, small against some entries and large against others."""
     generator = np.random.default_rng(seed)
-    x = generator.normal(size=shape) * 2.0 ** generator.integers(-12, 4, shape)
+    x = np.array(generator.normal(size=shape) * 2.0 ** generator.integers(-12, 4, shape))
     step = generator.normal(size=shape) * 2.0 ** generator.integers(-16, 0, shape)
-    y = x + np.where(generator.random(shape) < density, step, 0.0)
+    y = np.array(x + np.where(generator.random(shape) < density, step, 0.0))
     for array, special in itertools.product((x, y), (0.0, -0.0, 1e-40, -3e-39)):
         array[generator.random(shape) < 0.03] = special
     return torch.from_numpy(x), torch.from_numpy(y)

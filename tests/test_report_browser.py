@@ -20,28 +20,19 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 PLOTS = ("grid", "scatter", "means", "mask", "spectrum", "angles", "shift", "ulp", "consensus")
 PLOTS += ("jaccard", "jaccard-null", "runs", "contrast", "series-unchanged_bf16", "series-nss")
 PLOTS += ("series-principal_overlap", "series-relative_update_norm")
-FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--hide-scrollbars",
-    "--remote-debugging-pipe",
-)
+FLAGS = ("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-sync")
+FLAGS += ("hide-scrollbars", "disable-background-networking", "disable-component-update")
+FLAGS += ("remote-debugging-pipe",)
 
 
 class Browser:
     """A tiny client of the DevTools protocol over a pipe."""
 
     def __init__(self, program: str, profile: Path) -> None:
-        to_read, self._write = os.pipe()
-        self._read, to_write = os.pipe()
+        (to_read, self._write), (self._read, to_write) = os.pipe(), os.pipe()
         line = f'exec "$@" 3<&{to_read} 4>&{to_write}'
-        flags = [*FLAGS, f"--user-data-dir={profile}", "about:blank"]
+        names = (*FLAGS, f"user-data-dir={profile}")
+        flags = [*(f"--{name}" for name in names), "about:blank"]
         self._process = subprocess.Popen(
             ["bash", "-c", line, "browser", program, *flags],
             pass_fds=(to_read, to_write),
@@ -50,13 +41,11 @@ class Browser:
         )
         os.close(to_read)
         os.close(to_write)
-        self._rest, self._count = b"", 0
+        self._rest, self._count, self._session = b"", 0, ""
         self.events: list[dict[str, Any]] = []
         targets = self.call("Target.getTargets")["targetInfos"]
         page = next(target["targetId"] for target in targets if target["type"] == "page")
-        attach = {"targetId": page, "flatten": True}
-        self._session: str | None = None
-        self._session = self.call("Target.attachToTarget", **attach)["sessionId"]
+        self._session = self.call("Target.attachToTarget", targetId=page, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Network", "Log"):
             self.call(f"{domain}.enable")
 
@@ -73,7 +62,7 @@ class Browser:
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         self._count += 1
         message = {"id": self._count, "method": method, "params": parameters}
-        if getattr(self, "_session", None):
+        if self._session:
             message["sessionId"] = self._session
         os.write(self._write, json.dumps(message).encode() + b"\0")
         while True:

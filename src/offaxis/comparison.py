@@ -37,6 +37,8 @@ __all__ = ["Comparison", "compare"]
 
 AnyPath = str | PathLike[str]
 _WORKING_BYTES = 2_000_000_000
+_DRAWN = 2000
+"""Curves and pictures are kept for so many matrices in all; beyond, for a stratified choice."""
 _WIDER_THAN_BF16 = frozenset({"F32", "F64"})
 
 
@@ -162,6 +164,7 @@ class _Plan:
     parts: tuple[tuple[Part, tuple[PartPair | None, ...]], ...]
     spectral: frozenset[str]
     why_not: str
+    drawn: frozenset[str]
     estimate: Estimate
 
     @staticmethod
@@ -186,6 +189,7 @@ class _Plan:
         parts = _collect(aligned)
         matrices = {p.tensor: (p.role, p.layer or 0) for p, _ in parts if p.is_matrix}
         chosen, why_not = choose_spectra(matrices, spectra, seed=seed)
+        drawn, _ = choose_spectra(matrices, f"sample:{max(1, _DRAWN // len(sides))}", seed=seed)
         shapes = [p.shape for p, _ in parts if p.tensor in chosen]
         entries = sum(int(np.prod(p.shape, dtype=np.int64)) for p, _ in parts)
         cost = estimate(
@@ -197,7 +201,7 @@ class _Plan:
         )
         labels = tuple(_labels(names))
         return _Plan(ground, sides, tuple(names), labels, aligned, parts, frozenset(chosen),
-                     why_not, cost)  # fmt: skip
+                     why_not, frozenset(drawn), cost)  # fmt: skip
 
     def lines(self) -> list[str]:
         """The plan in words, for a user to read before the work starts."""
@@ -323,7 +327,8 @@ class _Stream:
                 ground = BaseSide(part, tensors.base, self.settings, why_not)
             wide = pair.tuned_dtype in _WIDER_THAN_BF16
             label = self.plan.labels[index]
-            found.append(measure_pair(ground, tensors, tuned=label, wide=wide))
+            draw = part.tensor in self.plan.drawn
+            found.append(measure_pair(ground, tensors, tuned=label, wide=wide, draw=draw))
         return _Found(found, ground.bins if ground else np.zeros(0, np.int64))
 
     def _add(self, part: Part, pairs: Sequence[PartPair | None], found: _Found) -> None:
@@ -335,7 +340,8 @@ class _Stream:
             self.totals[index].add(one.scan, stored_name=pair.base.name, is_matrix=part.is_matrix)
         everywhere = [one for one in found.measured if one is not None]
         if len(pairs) > 1 and len(everywhere) == len(pairs):
-            self.across.add(part, found.bins, everywhere)
+            draw = part.tensor in self.plan.drawn
+            self.across.add(part, found.bins, everywhere, draw=draw)
 
     def result(self, run: dict[str, Any]) -> Comparison:
         sizes = self._role_sizes() if self.plan.why_not == "not_sampled" else None

@@ -59,8 +59,18 @@ class Across:
         self._runs = np.zeros(len(labels) + 1, np.int64)
         self._cells = {pair: _Cell() for pair in itertools.combinations(range(len(labels)), 2)}
 
-    def add(self, part: Part, total: npt.NDArray[np.int64], found: Sequence[Measured]) -> None:
-        """One tensor, measured in every run. `total`: entries of the base in each bin."""
+    def add(
+        self,
+        part: Part,
+        total: npt.NDArray[np.int64],
+        found: Sequence[Measured],
+        *,
+        draw: bool = True,
+    ) -> None:
+        """One tensor, measured in every run. `total`: entries of the base in each bin.
+
+        draw: keep the picture of the consensus.
+        """
         masks = [one.scan.mask for one in found if one.scan.mask is not None]
         if len(masks) != len(self.labels):
             return
@@ -70,7 +80,8 @@ class Across:
             return
         for (i, j), cell in self._cells.items():
             self._pair(part, total, (i, j), (found[i], found[j]), cell)
-        self._picture(part, masks)
+        if draw:
+            self._picture(part, masks)
 
     def _pair(
         self,
@@ -115,7 +126,7 @@ class Across:
         mean = np.mean(pictures, axis=0)
         mean = mean.T if part.transposed else mean
         self.curves.append(
-            Curve("", part.tensor, "consensus_picture", mean.shape, mean.reshape(-1).tolist())
+            Curve("", part.tensor, "consensus_picture", mean.shape, mean.reshape(-1))
         )
 
     def summary(self, pairs: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import polars as pl
 
 __all__ = [
@@ -62,13 +64,13 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """One list of numbers that belongs to a checkpoint and a tensor."""
+    """One list of numbers that belongs to a checkpoint and a tensor. `values` is flat."""
 
     tuned: str
     tensor: str
     curve: str
     shape: tuple[int, ...]
-    values: Sequence[float]
+    values: npt.NDArray[np.float64]
 
 
 def measurements_frame(rows: Sequence[Measurement]) -> pl.DataFrame:
@@ -111,6 +113,6 @@ def curves_frame(rows: Sequence[Curve]) -> pl.DataFrame:
         "tensor": [row.tensor for row in rows],
         "curve": [row.curve for row in rows],
         "shape": [list(row.shape) for row in rows],
-        "values": [list(row.values) for row in rows],
+        "values": pl.Series([row.values for row in rows], dtype=schema["values"]),
     }
     return pl.DataFrame(columns, schema=schema)

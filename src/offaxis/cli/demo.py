@@ -8,6 +8,9 @@ import typer
 
 __all__ = ["demo"]
 
+_WIDTH = 100  # columns, where standard output is no terminal
+_MATCHED = {"step": "step", "norm": "relative update norm", "accuracy": "accuracy"}
+
 
 def demo(
     out: Annotated[Path, typer.Option(help="Directory for the report, tables and checkpoints.")],
@@ -35,20 +38,27 @@ def demo(
 
 
 def _show(result: Mapping[str, Any]) -> None:
-    """Scores, paired differences and contrasts as tables on standard output."""
+    """Scores, paired differences and contrasts as tables on standard output.
+
+    An `excess` is an overlap minus its magnitude null.
+    """
+    import sys
+
     from rich.console import Console
 
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else _WIDTH)
     console.print(_scores(result["scores"]))
     console.print(_differences(result["differences"]))
-    console.print(_contrasts(result["contrasts"]))
+    for matched_by in _MATCHED:
+        console.print(_contrasts(result["contrasts"], matched_by))
     console.print(result["caveat"], style="dim", highlight=False)
 
 
 def _table(title: str, left: Sequence[str], right: Sequence[str]) -> Any:
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for name in left:
         table.add_column(name)
     for name in right:
@@ -56,51 +66,48 @@ def _table(title: str, left: Sequence[str], right: Sequence[str]) -> Any:
     return table
 
 
-def _interval(row: Mapping[str, Any], digits: str = ".3f") -> str:
+def _interval(row: Mapping[str, Any], digits: str) -> str:
+    """`[low, high]`, the bracket escaped for rich; a word where there is none."""
     if row["low"] is None or row["high"] is None:
-        return "none"
-    return f"[{row['low']:{digits}}, {row['high']:{digits}}]".replace("[", "\\[")
+        return "(no interval)"
+    return f"\\[{row['low']:{digits}}, {row['high']:{digits}}]"
 
 
 def _scores(rows: Sequence[Mapping[str, Any]]) -> Any:
-    table = _table(
-        "Held-out accuracy, 95 % intervals over problems",
-        ["checkpoint", "metric"],
-        ["value", "interval", "n"],
-    )
-    for row in rows:
+    """One row a checkpoint, one column a metric."""
+    metrics = list(dict.fromkeys(row["metric"] for row in rows))
+    title = f"Held-out accuracy, {rows[0]['n']} problems, 95 % intervals over problems"
+    table = _table(title, ["checkpoint"], metrics)
+    for tuned in dict.fromkeys(row["tuned"] for row in rows):
+        cells = {row["metric"]: row for row in rows if row["tuned"] == tuned}
         table.add_row(
-            row["tuned"], row["metric"], f"{row['value']:.3f}", _interval(row), str(row["n"])
+            tuned, *(f"{cells[m]['value']:.3f} {_interval(cells[m], '.2f')}" for m in metrics)
         )
     return table
 
 
 def _differences(rows: Sequence[Mapping[str, Any]]) -> Any:
     table = _table(
-        "Differences of accuracy, paired by problem",
-        ["first", "second"],
-        ["first − second", "interval"],
+        "Differences of accuracy, paired by problem", ["first", "second"], ["first − second"]
     )
     for row in rows:
-        table.add_row(row["a"], row["b"], f"{row['value']:+.3f}", _interval(row, "+.3f"))
+        table.add_row(row["a"], row["b"], f"{row['value']:+.3f} {_interval(row, '+.3f')}")
     return table
 
 
-def _contrasts(rows: Sequence[Mapping[str, Any]]) -> Any:
-    table = _table(
-        "RL against SFT, per matrix: at equal step, update norm, accuracy",
-        ["measure", "at equal"],
-        ["rl", "sft", "rl − sft", "interval", "n", "reading"],
-    )
-    for row in rows:
+def _contrasts(rows: Sequence[Mapping[str, Any]], matched_by: str) -> Any:
+    chosen = [row for row in rows if row["matched_by"] == matched_by]
+    title = f"RL against SFT at equal {_MATCHED[matched_by]}"
+    if not chosen:
+        return f"{title}: the two runs have none in common"
+    title += f" ({chosen[0]['at']:.3g}), means over {chosen[0]['n']} matrices"
+    table = _table(title, ["measure"], ["rl", "sft", "rl − sft", "reading"])
+    for row in chosen:
         table.add_row(
-            row["measure"],
-            f"{row['matched_by']} {row['at']:.3g}",
-            f"{row['a_value']:.4g}",
-            f"{row['b_value']:.4g}",
-            f"{row['difference']:+.2g}",
-            _interval(row, "+.2g"),
-            str(row["n"]),
+            row["measure"].replace("_overlap_excess", " excess").replace("_", " "),
+            f"{row['a_value']:.2g}",
+            f"{row['b_value']:.2g}",
+            f"{row['difference']:+.2g} {_interval(row, '+.2g')}",
             row["verdict"],
         )
     return table

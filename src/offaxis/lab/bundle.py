@@ -12,10 +12,10 @@ import torch
 
 from offaxis.evaluate import Score, avg_at_k, pass_at_k
 from offaxis.lab.arithmetic import MIXTURE, Style
-from offaxis.lab.pretrain import LogRow, Recipe, train_base
+from offaxis.lab.pretrain import PRETRAINING_THREADS, LogRow, Recipe, train_base
 from offaxis.lab.provenance import library_versions, require_training_libraries
-from offaxis.lab.quiet import quiet_libraries
 from offaxis.lab.scoring import Exam, sit
+from offaxis.lab.session import cpu_threads, quiet_libraries
 from offaxis.lab.tokenizer import build_tokenizer
 from offaxis.live import pick_device
 from offaxis.output import staged_directory
@@ -45,8 +45,11 @@ the SHA-256 of its prompt is 0 modulo 10), on a mixture of right and wrong worke
 
 A wrong solution slips by 1, 2 or 10 in one step and carries the slip to its end.
 
-Recipe: {recipe}. AdamW (β 0.9, 0.98), gradient norm clipped at 1, 5 % warm-up, cosine to 5 % of
-the peak; the loss is on solutions alone. Versions: {versions}.
+Recipe: {recipe}.
+AdamW (β 0.9, 0.98), gradient norm clipped at 1, 5 % warm-up, cosine to 5 % of the peak, float32;
+the loss is on solutions alone.
+
+Versions: {versions}.
 
 Sampled at temperature 1 from {device} float32 weights, on {n} held-out problems, {k} samples each
 (95 % intervals, bootstrapped over problems):
@@ -122,8 +125,9 @@ def pretrain(
     recipe = recipe or Recipe()
     out = Path(out).expanduser().absolute()
     device = str(pick_device())
-    with quiet_libraries(), staged_directory(out, overwrite=overwrite) as staged:
-        model, log = train_base(recipe, device=device, progress=progress)
+    with staged_directory(out, overwrite=overwrite) as staged, quiet_libraries():
+        with cpu_threads(PRETRAINING_THREADS):
+            model, log = train_base(recipe, device=device, progress=progress)
         parameters = sum(parameter.numel() for parameter in model.parameters())
         _save(model, log, staged)
         correct = sit(staged, exam)

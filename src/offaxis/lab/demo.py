@@ -17,8 +17,8 @@ import offaxis
 from offaxis.lab import BASE
 from offaxis.lab.matching import Point, Series, contrasts
 from offaxis.lab.provenance import library_versions, require_training_libraries
-from offaxis.lab.quiet import quiet_libraries
 from offaxis.lab.scoring import SCORES, Exam, differences, score_rows, sit
+from offaxis.lab.session import quiet_libraries
 from offaxis.lab.training import Run, TrainingSettings, train_run
 from offaxis.output import staged_directory
 
@@ -49,6 +49,8 @@ class _Clock:
         started = time.monotonic()
         yield
         self.seconds[name] = round(time.monotonic() - started, 1)
+        if self._progress:
+            print(f"({name}: {self.seconds[name]} s)", file=sys.stderr, flush=True)
 
 
 def run_demo(
@@ -74,8 +76,8 @@ def run_demo(
     base = Path(base).expanduser().absolute()
     out = Path(out).expanduser().absolute()
     with (
-        quiet_libraries(),
         staged_directory(out, overwrite=overwrite) as staged,
+        quiet_libraries(),
         contextlib.chdir(staged),
     ):
         shutil.copytree(base, "base")

@@ -17,7 +17,10 @@ from offaxis.lab.tokenizer import build_tokenizer, model_config
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
-__all__ = ["LogRow", "Recipe", "train_base"]
+__all__ = ["PRETRAINING_THREADS", "LogRow", "Recipe", "train_base"]
+
+PRETRAINING_THREADS = 2
+"""CPU threads with which the bundled base was made."""
 
 _IGNORED = -100  # the label that cross entropy leaves out
 _LOG_EVERY = 50
@@ -67,7 +70,7 @@ def train_base(
 ) -> tuple[Qwen3ForCausalLM, list[LogRow]]:
     """The pretrained model, float32, and its training log. Progress goes to standard error.
 
-    The same recipe gives the same weights on the same machine, thread count and torch build;
+    The same recipe gives the same weights on the same machine, number of threads and torch build;
     elsewhere sums are ordered differently and the weights agree only approximately.
     """
     from transformers import Qwen3ForCausalLM, get_cosine_with_min_lr_schedule_with_warmup

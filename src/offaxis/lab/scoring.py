@@ -20,6 +20,7 @@ from offaxis.evaluate import (
     sample_completions,
 )
 from offaxis.lab.arithmetic import Problem, problems
+from offaxis.lab.session import cpu_threads
 from offaxis.lab.training import MAX_NEW_TOKENS
 from offaxis.live import load_live
 from offaxis.verifiers import integer_reward
@@ -54,13 +55,14 @@ class Exam:
 def sit(model: str | Path, exam: Exam) -> NDArray[np.bool_]:
     """Which samples of a model are right: (problems, samples), sampled at temperature 1."""
     drawn = exam.draw()
-    completions = sample_completions(
-        load_live(model),
-        [problem.prompt for problem in drawn],
-        k=exam.samples,
-        max_new_tokens=MAX_NEW_TOKENS,
-        seed=exam.seed,
-    )
+    with cpu_threads(1):
+        completions = sample_completions(
+            load_live(model),
+            [problem.prompt for problem in drawn],
+            k=exam.samples,
+            max_new_tokens=MAX_NEW_TOKENS,
+            seed=exam.seed,
+        )
     return correctness(completions, [problem.answer for problem in drawn], reward=integer_reward)
 
 

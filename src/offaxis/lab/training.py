@@ -15,7 +15,7 @@ import torch
 from offaxis.errors import InputError
 from offaxis.lab.arithmetic import MIXTURE, STYLES, problems, worked_solution
 from offaxis.lab.provenance import library_versions
-from offaxis.lab.quiet import quiet_libraries
+from offaxis.lab.session import cpu_threads, quiet_libraries
 from offaxis.verifiers import integer_reward
 
 if TYPE_CHECKING:
@@ -205,7 +205,7 @@ def train_run(
 
     out.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    with quiet_libraries():
+    with quiet_libraries(), cpu_threads(1):
         trainer, arguments = _trainer(method, base, out, settings)
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(Progress())
@@ -234,6 +234,6 @@ def _record(
         "arguments": arguments,
         "model_dtype": "float32",
         "device": "cuda" if torch.cuda.is_available() else "cpu",
-        "threads": torch.get_num_threads(),
+        "threads": 1,
         "versions": library_versions(),
     }

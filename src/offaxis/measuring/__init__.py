@@ -16,6 +16,7 @@ from offaxis.measuring.base import BaseSide, Settings
 from offaxis.measuring.entries import (
     entry_curves,
     entry_numbers,
+    histogram_curve,
     overlap_numbers,
     update_numbers,
 )
@@ -44,15 +45,17 @@ class Measured:
     bins: npt.NDArray[np.int64] | None
 
 
-def measure_pair(base: BaseSide, pair: TensorPair, *, tuned: str, wide: bool) -> Measured:
+def measure_pair(
+    base: BaseSide, pair: TensorPair, *, tuned: str, wide: bool, draw: bool = True
+) -> Measured:
     """All measures of one tensor of one tuned checkpoint.
 
     tuned: the label for the rows. wide: the tuned side is stored wider than bfloat16, so that the
-    rounding null is defined.
+    rounding null is defined. draw: keep the curves and the picture, not the ULP histogram alone.
     """
     found = scan(pair.base, pair.tuned)
     numbers = dict(entry_numbers(found))
-    curves = dict(entry_curves(found, pair.part))
+    curves = dict(entry_curves(found, pair.part)) if draw else {}
     bins = None
     if pair.part.is_matrix:
         assert found.mask is not None
@@ -62,7 +65,8 @@ def measure_pair(base: BaseSide, pair: TensorPair, *, tuned: str, wide: bool) ->
         if not found.nonfinite_base and not found.nonfinite_tuned:
             update = pair.tuned.to(torch.float64) - pair.base
         numbers |= update_numbers(base, pair, update, found.changed, wide=wide)
-        numbers |= spectral_numbers(base, update, curves)
+        numbers |= spectral_numbers(base, update, curves if draw else {})
+    curves["ulp_histogram"] = histogram_curve(found)
     return Measured(
         list(_rows(pair.part, tuned, numbers)),
         [Curve(tuned, pair.part.tensor, name, *data) for name, data in curves.items()],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +18,17 @@ if TYPE_CHECKING:
     from offaxis.checkpoint import Part, TensorPair
     from offaxis.measuring.base import BaseSide
 
-__all__ = ["CurveData", "entry_curves", "entry_numbers", "overlap_numbers", "update_numbers"]
+__all__ = [
+    "CurveData",
+    "entry_curves",
+    "entry_numbers",
+    "histogram_curve",
+    "overlap_numbers",
+    "update_numbers",
+]
 
-CurveData = tuple[tuple[int, ...], Any]
-"""Shape and row-major values."""
+CurveData = tuple[tuple[int, ...], npt.NDArray[np.float64]]
+"""Shape, and flat row-major values."""
 
 _PICTURE_SIDE = 96
 _TOP_SHARE = 0.05
@@ -39,10 +46,14 @@ def entry_numbers(found: Scan) -> Iterator[tuple[str, Number]]:
         yield "nonfinite_tuned", Number(float(found.nonfinite_tuned))
 
 
-def entry_curves(found: Scan, part: Part) -> Iterator[tuple[str, CurveData]]:
-    """ULP histogram; for a matrix also row and column shares and the mask picture, turned."""
+def histogram_curve(found: Scan) -> CurveData:
+    """Entries by ULP distance, in the bins of `kernels.ULP_BINS`."""
     assert found.ulp_histogram is not None
-    yield "ulp_histogram", (found.ulp_histogram.shape, found.ulp_histogram.tolist())
+    return found.ulp_histogram.shape, found.ulp_histogram.astype(np.float64)
+
+
+def entry_curves(found: Scan, part: Part) -> Iterator[tuple[str, CurveData]]:
+    """For a matrix: row and column shares and the mask picture, turned as the model uses it."""
     if not part.is_matrix or found.mask is None:
         return
     rows, columns = measures.row_changed(found), measures.column_changed(found)
@@ -50,9 +61,9 @@ def entry_curves(found: Scan, part: Part) -> Iterator[tuple[str, CurveData]]:
     picture = measures.mask_picture(found.mask, (height, width), side=_PICTURE_SIDE)
     if part.transposed:
         rows, columns, picture = columns, rows, picture.T
-    yield "row_changed", (rows.shape, rows.tolist())
-    yield "column_changed", (columns.shape, columns.tolist())
-    yield "mask_picture", (picture.shape, picture.reshape(-1).tolist())
+    yield "row_changed", (rows.shape, rows)
+    yield "column_changed", (columns.shape, columns)
+    yield "mask_picture", (picture.shape, picture.reshape(-1))
 
 
 def overlap_numbers(

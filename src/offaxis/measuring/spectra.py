@@ -93,4 +93,4 @@ def _too_rough(shift: Number) -> bool:
 
 
 def _curve(values: torch.Tensor) -> CurveData:
-    return tuple(values.shape), values.tolist()
+    return tuple(values.shape), values.numpy()

@@ -12,7 +12,7 @@ from offaxis.report.glossary import KINDS, title
 from offaxis.report.headline import excess
 from offaxis.report.matrices import by_depth, matrices
 from offaxis.report.tables import MISMATCH
-from offaxis.report.text import clean, is_number, json_block
+from offaxis.report.text import clean, is_number, json_block, short_labels
 
 __all__ = ["BUDGET", "page_data"]
 
@@ -32,6 +32,17 @@ _GRID = (
     "low_magnitude_overlap_excess",
     "rank1_energy",
     "effective_rank",
+)
+_FLOW = (
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "qkv_proj",
+    "o_proj",
+    "gate_proj",
+    "up_proj",
+    "gate_up_proj",
+    "down_proj",
 )
 _NULLS = ("", "_magnitude_null", "_rounding_null")
 
@@ -123,16 +134,12 @@ def _some(lists: Sequence[Sequence[Any]]) -> bool:
 
 
 def _roles(wide: pl.DataFrame) -> list[str]:
-    """Roles in the order in which the model's tensors first show them, matrices first."""
-    first = (
-        wide.select("role", "cols")
-        .with_row_index()
-        .group_by("role")
-        .agg(pl.col("index").min(), pl.col("cols").max())
-    )
-    return first.sort(pl.col("cols").fill_null(1) > 1, "index", descending=[True, False])[
-        "role"
-    ].to_list()
+    """Roles: known matrices of a layer as the data flows, other matrices, then the rest."""
+    matrix = pl.col("layer").is_not_null() & (pl.min_horizontal("rows", "cols") > 1)
+    rest = wide.group_by("role", maintain_order=True).agg((~matrix.fill_null(False)).all())
+    order = {role: place for place, role in enumerate(_FLOW)}
+    rows = sorted(rest.iter_rows(), key=lambda row: (row[1], order.get(row[0], len(order))))
+    return [role for role, _ in rows]
 
 
 def _points(valid: pl.DataFrame, tuned: Sequence[str]) -> dict[str, Any]:
@@ -222,6 +229,8 @@ def _series(
     measures = ["unchanged_bf16", "relative_update_norm", "nss", "rotation_left_deg"]
     measures += ["principal_overlap", "low_magnitude_overlap"]
     wanted = [name + null for name in measures for null in _NULLS[:2]]
+    found = list(dict.fromkeys(str(row.get("run") or "run") for row in rows))
+    runs = dict(zip(found, short_labels(found), strict=True))
     points = []
     for row in rows:
         both = {**extra.get(str(row.get("tuned")), {}), **row}
@@ -229,7 +238,7 @@ def _series(
             name: rounded(both[name]) for name in wanted if is_number(both.get(name))
         }
         point |= {
-            "run": clean(row.get("run") or "run", 60),
+            "run": runs[str(row.get("run") or "run")],
             "step": row["step"],
             "label": names.get(str(row.get("tuned")), clean(row.get("tuned"))),
         }
@@ -237,7 +246,7 @@ def _series(
     shown = [name for name in measures if any(name in point for point in points)]
     return {
         "points": sorted(points, key=lambda point: point["step"]),
-        "runs": list(dict.fromkeys(point["run"] for point in points)),
+        "runs": list(runs.values()),
         "measures": [
             {
                 "name": name,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from offaxis.report.text import clean, escape
 
-__all__ = ["KINDS", "glossary", "title"]
+__all__ = ["KINDS", "glossary", "reason", "title"]
 
 KINDS = {
     "principal": ("principal_overlap", "principal weights"),
@@ -35,12 +35,31 @@ _TITLES = {
     "effective_rank": "Effective rank",
     "nss_bound": "Bound on the spectral shift",
     "weyl_ratio": "Weyl ratio",
+    "wedin_bound_deg": "Bound on every angle (Wedin), °",
+    "correlation": "Correlation of tuned with base",
+    "principal_near_threshold": "Entries at the principal threshold",
+    "nonfinite_base": "NaN or infinite, base",
+    "nonfinite_tuned": "NaN or infinite, tuned",
     "jaccard_mean": "Jaccard between runs",
 }
 _ENDINGS = {
     "_magnitude_null": ", magnitude null",
     "_rounding_null": ", rounding null",
     "_excess": ", minus magnitude null",
+}
+
+_REASONS = {
+    "no_change": "no entry changed in bfloat16",
+    "no_change_in_null": "no entry changed in bfloat16 after the shuffle",
+    "no_entries": "the tensor has no entries",
+    "no_update": "the update is zero",
+    "no_gap_at_full_rank": "the subspace is the whole space, so it has no gap",
+    "vacuous": "the update is larger than the gap, so the bound says nothing",
+    "not_a_matrix": "not a matrix",
+    "not_asked_for": "not asked for",
+    "not_sampled": "not in the sample of matrices",
+    "nonfinite": "NaN or infinite entries",
+    "tuned_not_wider_than_bf16": "the tuned weights are stored no wider than bfloat16",
 }
 
 _ENTRIES = (
@@ -136,6 +155,11 @@ def title(measure: str) -> str:
         if measure.endswith(ending):
             return _TITLES.get(measure.removesuffix(ending), clean(measure)) + words
     return _TITLES.get(measure, clean(measure))
+
+
+def reason(status: str) -> str:
+    """Why a number is not defined, in words; a status the page does not know stays as it is."""
+    return _REASONS.get(status, status)
 
 
 def glossary() -> str:

@@ -23,7 +23,7 @@ VERDICTS = {
 _REMEDIES = {
     "identical": "One bfloat16 value that differs: so far there is no update to judge.",
     "implausible_base": "The base that this checkpoint was really tuned from.",
-    "undetermined": "The numbers that are missing here: the tables give the reason for each dash.",
+    "undetermined": "For an undetermined size, what its evidence names, below the tables.",
 }
 _OVERLAPS = {
     "principal_overlap": "principal weights",
@@ -108,7 +108,7 @@ def _predicate(label: str, base: str, *, plural: bool = False) -> str:
         return f"{verb} identical to {base}"
     if label == "implausible_base":
         return f"cannot plausibly have been tuned from {base}"
-    return f"{'move' if plural else 'moves'} from {base} by a step of undetermined kind"
+    return f"{'move' if plural else 'moves'} from {base} by a step of undetermined size"
 
 
 def _noun(label: str, number: int) -> str:
@@ -118,7 +118,7 @@ def _noun(label: str, number: int) -> str:
         "identical": "identical to the base",
         "implausible_base": "not plausibly from it",
     }
-    return words.get(label, "undetermined")
+    return words.get(label, f"step{'' if number == 1 else 's'} of undetermined size")
 
 
 def _lede(pairs: Sequence[Pair]) -> str:

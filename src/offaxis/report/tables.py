@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from offaxis.report.glossary import title
+from offaxis.report.glossary import reason, title
 from offaxis.report.headline import VERDICTS, digits, excess, state
 from offaxis.report.text import (
     DASH,
@@ -36,7 +36,7 @@ __all__ = [
     "verdicts",
 ]
 
-MISMATCH = ("missing", "extra", "reshaped", "tied", "not_float")
+MISMATCH = ("missing", "extra", "reshaped", "tied", "not_float", "buffer")
 """Statuses of tensors that could not be compared."""
 
 _MARKS = {"below": "▼", "above": "▲", "same": "○", "unknown": "?", "undefined": DASH}
@@ -54,11 +54,11 @@ Reasons = Mapping[tuple[str, str], str]
 
 
 def reasons(measurements: pl.DataFrame) -> dict[tuple[str, str], str]:
-    """For each checkpoint and measure without a value, the status that most rows give."""
+    """For each checkpoint and measure without a value, the reason that most rows give."""
     bad = measurements.filter(pl.col("value").is_null() & (pl.col("status") != "ok"))
     counted = bad.group_by("tuned", "measure", "status").len().sort("len", "status")
     return {
-        (tuned, measure): status
+        (tuned, measure): reason(status)
         for tuned, measure, status in counted.select("tuned", "measure", "status").iter_rows()
     }
 
@@ -69,13 +69,13 @@ class _Notes:
     def __init__(self) -> None:
         self.texts: list[str] = []
 
-    def dash(self, reason: str | None) -> str:
-        if reason is None:
+    def dash(self, text: str | None) -> str:
+        if text is None:
             return f'<span class="none">{DASH}</span>'
-        if reason not in self.texts:
-            self.texts.append(reason)
-        number = self.texts.index(reason) + 1
-        return f'<span class="none">{DASH}<sup title="{escape(reason)}">{number}</sup></span>'
+        if text not in self.texts:
+            self.texts.append(text)
+        number = self.texts.index(text) + 1
+        return f'<span class="none">{DASH}<sup title="{escape(text)}">{number}</sup></span>'
 
     def html(self) -> str:
         if not self.texts:

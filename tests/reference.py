@@ -129,6 +129,14 @@ def principal(base: np.ndarray, rank: int, alpha: float) -> np.ndarray:
     return largest((u[:, :rank] * s[:rank]) @ vt[:rank], round(alpha * base.size))
 
 
+def near_threshold(base: np.ndarray, rank: int, alpha: float) -> int:
+    """Entries of the reconstruction within 1e-12 relative of the smallest one selected."""
+    u, s, vt = np.linalg.svd(base, full_matrices=False)
+    size = np.abs((u[:, :rank] * s[:rank]) @ vt[:rank])
+    threshold = size[principal(base, rank, alpha)].min()
+    return int((np.abs(size - threshold) <= 1e-12 * threshold).sum())
+
+
 def low_magnitude(base: np.ndarray, alpha: float) -> np.ndarray:
     """M_low: the bottom round(α·m·n) of |W₀|."""
     return smallest(base, round(alpha * base.size))
@@ -260,6 +268,7 @@ def matrix_numbers(
     r = min(principal_rank or default_principal_rank(*w.shape), *w.shape)
     princ, low, top = principal(w, r, alpha), low_magnitude(w, alpha), top_update(update)
     out = spectral(w, update, k=k, r=r)
+    out["principal_near_threshold"] = float(near_threshold(w, r, alpha))
     for name, fixed in (
         ("principal_overlap", princ),
         ("low_magnitude_overlap", low),
@@ -305,6 +314,10 @@ def pair_summary(
         "relative_update_norm": math.sqrt(update / ground),
         "correlation": cross / math.sqrt(ground * other),
     }
+    moved = [n for n in base if changed_stored(base[n], tuned[n]).any()]
+    still = sum(base[n].numel() - changed_bf16(base[n], tuned[n]).sum() for n in moved)
+    inside = sum(base[n].numel() for n in moved)
+    out["unchanged_bf16_in_moved_tensors"] = float(still / inside) if moved else None
     rows = {name: matrix_numbers(base[name], tuned[name], **settings) for name in roles}
     out["intervals"], out["measured"] = {}, {}
     for measure in next(iter(rows.values())):

@@ -28,7 +28,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any],
     """A demo of two steps: its directory, what it printed as JSON, and its standard error."""
     out = tmp_path_factory.mktemp("demo") / "new" / "report"
     done = subprocess.run(
-        [*DEMO, "--out", str(out), "--steps", "2", "--json"], capture_output=True, text=True
+        [*DEMO, "--out", str(out), "--steps", "2", "--json"],
+        check=False,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     return out, json.loads(done.stdout), done.stderr
@@ -112,7 +115,9 @@ def test_progress_goes_to_standard_error(run: tuple[Path, dict[str, Any], str]) 
 
 def test_a_full_directory_is_refused_at_once(tmp_path: Path) -> None:
     (tmp_path / "x").touch()
-    done = subprocess.run([*DEMO, "--out", str(tmp_path)], capture_output=True, text=True)
+    done = subprocess.run(
+        [*DEMO, "--out", str(tmp_path)], check=False, capture_output=True, text=True
+    )
     assert done.returncode == 1
     assert "--overwrite" in done.stderr
     assert not done.stdout

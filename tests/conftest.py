@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from pathlib import Path
 
 import pytest
 from jaxtyping import install_import_hook
 
 _SOURCE = Path(__file__).parents[1] / "src" / "offaxis"
+
+
+def _compiled_by() -> str:
+    """A hash of all sources that numba compiles.
+
+    numba's cache notices a change of the file that holds a function, not of the files whose
+    functions it calls: after an edit of `kernels/bits.py` alone, the old scan would be tested.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(_SOURCE.rglob("*.py")):
+        source = path.read_bytes()
+        if b"numba" in source:
+            digest.update(source)
+    return digest.hexdigest()[:16]
+
+
+_CACHE = Path(__file__).parents[1] / ".pytest_cache" / "numba" / _compiled_by()
+os.environ.setdefault("NUMBA_CACHE_DIR", str(_CACHE))  # before anything imports numba
 
 
 def _checkable() -> list[str]:

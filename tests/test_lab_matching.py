@@ -67,6 +67,16 @@ def test_a_difference_of_kind_stays_at_equal_norm() -> None:
     assert by_norm["b_value"] == pytest.approx(1.5 * by_norm["a_value"])  # type: ignore[operator]
 
 
+def test_a_difference_that_changes_sign_across_tensors_cannot_be_told() -> None:
+    table = rows("rl/0", {"nss": [1, 2, 3, 4, 5, 6.5], "low_magnitude_overlap": [0.5] * 6})
+    table += rows("sft/0", {"nss": [2, 1, 4, 3, 6, 5], "low_magnitude_overlap": [0.5] * 6})
+    a, b = (Series(name, (Point(f"{name}/0", 1, None, None),)) for name in ("rl", "sft"))
+    row = pick(contrasts(measurements_frame(table), a, b), "nss", "step")
+    assert row["difference"] == pytest.approx(0.5 / 6)
+    assert row["low"] < 0 < row["high"]  # type: ignore[operator]
+    assert row["verdict"] == "cannot tell"
+
+
 def test_equal_accuracy_interpolates_each_run_at_its_own_place() -> None:
     a, table_a = run("rl", [1e-3, 2e-3], 1.0, [0.6, 0.8])
     b, table_b = run("sft", [1e-3, 2e-3], 1.0, [0.7, 0.9])

@@ -59,7 +59,7 @@ Sampled at temperature 1 from {device} float32 weights, on {n} held-out problems
 {scores}
 
 Made by `offaxis lab pretrain --out DIR --seed {seed} --steps {steps}`, which makes it again: the
-same bits on the same machine, thread count and libraries, and about the same scores elsewhere.
+same bits on the same machine with the same libraries, and about the same scores elsewhere.
 Made once from one seed: the intervals say nothing about other seeds. `training_log.json` holds the
 loss. License: Apache-2.0, like offaxis.
 """

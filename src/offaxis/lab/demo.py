@@ -88,8 +88,6 @@ def run_demo(
             found = _compare(runs, scores, training.seed)
         record = _record(training, exam, runs, clock)
         Path("run.json").write_text(json.dumps(record, indent=1) + "\n")
-    finals = [_name(run, run.checkpoints[-1][0]) for run in runs]
-    pairs = [(finals[0], "base"), (finals[1], "base"), (finals[0], finals[1])]
     return {
         "schema": 1,
         "out": str(out),
@@ -99,7 +97,7 @@ def run_demo(
             run.method: [_name(run, step) for step, _ in run.checkpoints] for run in runs
         },
         "scores": scores.to_dicts(),
-        "differences": differences(answers, pairs, seed=exam.seed),
+        "differences": _differences(runs, answers, exam),
         "contrasts": found.to_dicts(),
         "caveat": CAVEAT,
         "run": record,
@@ -109,6 +107,14 @@ def run_demo(
 def _name(run: Run, step: int) -> str:
     """A checkpoint's path, relative to the result: what `compare` is given and the tables hold."""
     return f"{run.method}/checkpoint-{step}"
+
+
+def _differences(
+    runs: tuple[Run, Run], answers: dict[str, NDArray[np.bool_]], exam: Exam
+) -> list[dict[str, Any]]:
+    """Each run's end against the base, and the ends against each other."""
+    rl, sft = (_name(run, run.checkpoints[-1][0]) for run in runs)
+    return differences(answers, [(rl, "base"), (sft, "base"), (rl, sft)], seed=exam.seed)
 
 
 def _train(training: TrainingSettings, clock: _Clock, progress: bool) -> tuple[Run, Run]:

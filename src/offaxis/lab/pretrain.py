@@ -65,14 +65,10 @@ def _batch(
     return tokens, labels
 
 
-def train_base(
-    recipe: Recipe, *, device: str = "cpu", progress: bool = True
-) -> tuple[Qwen3ForCausalLM, list[LogRow]]:
-    """The pretrained model, float32, and its training log. Progress goes to standard error.
-
-    The same recipe gives the same weights on the same machine, number of threads and torch build;
-    elsewhere sums are ordered differently and the weights agree only approximately.
-    """
+def _prepare(
+    recipe: Recipe, device: str
+) -> tuple[Qwen3ForCausalLM, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """A model drawn from the seed, with its optimizer and schedule."""
     from transformers import Qwen3ForCausalLM, get_cosine_with_min_lr_schedule_with_warmup
 
     torch.manual_seed(recipe.seed)
@@ -86,6 +82,18 @@ def train_base(
     schedule = get_cosine_with_min_lr_schedule_with_warmup(
         optimizer, max(1, recipe.steps // 20), recipe.steps, min_lr_rate=0.05
     )
+    return model, optimizer, schedule
+
+
+def train_base(
+    recipe: Recipe, *, device: str = "cpu", progress: bool = True
+) -> tuple[Qwen3ForCausalLM, list[LogRow]]:
+    """The pretrained model, float32, and its training log. Progress goes to standard error.
+
+    The same recipe gives the same weights on the same machine, number of threads and torch build;
+    elsewhere sums are ordered differently and the weights agree only approximately.
+    """
+    model, optimizer, schedule = _prepare(recipe, device)
     tokenizer = build_tokenizer()
     source = stream(seed=recipe.seed, split="train", difficulty=recipe.difficulty)
     rng = Random(f"solutions/{recipe.seed}")

@@ -428,7 +428,7 @@ def test_a_failed_save_leaves_nothing(
 
 def test_steps_are_read_from_the_last_part_of_a_name() -> None:
     """A directory above that speaks of steps or epochs is not the step."""
-    from offaxis.consensus import step_of
+    from offaxis.comparison.consensus import step_of
 
     assert step_of("rl-checkpoint-20") == ("rl", 20)
     assert step_of("runs/rl/checkpoint-20/") == ("runs/rl", 20)

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 import reference
 from offaxis import measures
+from offaxis.comparison.summary import PairTotals, summarise_pair
 from offaxis.kernels import pack, scan
 from offaxis.measures import MEASURES
-from offaxis.summary import PairTotals, summarise_pair
 
 GENERATOR = torch.Generator().manual_seed(0)
 BASE = (torch.randn(24, 40, generator=GENERATOR) * 0.02).to(torch.bfloat16)

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import reference
+from offaxis.comparison.sampling import Mean, choose_spectra, mean_over
 from offaxis.errors import InputError
-from offaxis.sampling import Mean, choose_spectra, mean_over
 
 ROLES = ("q", "k", "v", "o", "gate", "up", "down")
 

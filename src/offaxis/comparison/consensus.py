@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from offaxis import measures
+from offaxis.comparison.measure import Measured, model_shape
 from offaxis.kernels import popcount
-from offaxis.measuring import Measured, model_shape
 from offaxis.table import Curve, Measurement
 
 if TYPE_CHECKING:

@@ -10,17 +10,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from offaxis.kernels import Scan, bin_counts, scan
-from offaxis.measures import MEASURES, Number
-from offaxis.measuring.base import BaseSide, Settings
-from offaxis.measuring.entries import (
+from offaxis.comparison.base import BaseSide, Settings
+from offaxis.comparison.entries import (
     entry_curves,
     entry_numbers,
     histogram_curve,
     overlap_numbers,
     update_numbers,
 )
-from offaxis.measuring.spectra import spectral_numbers
+from offaxis.comparison.spectra import spectral_numbers
+from offaxis.kernels import Scan, bin_counts, scan
+from offaxis.measures import MEASURES, Number
 from offaxis.table import Curve, Measurement
 
 if TYPE_CHECKING:

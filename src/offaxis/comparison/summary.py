@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from offaxis.comparison.sampling import Mean, mean_over
 from offaxis.kernels import Scan
 from offaxis.measures import MEASURES
-from offaxis.sampling import Mean, mean_over
 from offaxis.table import Measurement
 
 __all__ = ["PairTotals", "summarise_pair", "verdict"]

@@ -16,7 +16,7 @@ from offaxis.measures import Number, undefined
 
 if TYPE_CHECKING:
     from offaxis.checkpoint import Part, TensorPair
-    from offaxis.measuring.base import BaseSide
+    from offaxis.comparison.base import BaseSide
 
 __all__ = [
     "CurveData",

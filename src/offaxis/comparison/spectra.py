@@ -12,8 +12,8 @@ from offaxis.linalg import Basis, Spectrum, singular_values, spectrum_and_basis
 from offaxis.measures import MEASURES, Number, undefined
 
 if TYPE_CHECKING:
-    from offaxis.measuring.base import BaseSide, Spectral
-    from offaxis.measuring.entries import CurveData
+    from offaxis.comparison.base import BaseSide, Spectral
+    from offaxis.comparison.entries import CurveData
 
 __all__ = ["spectral_numbers"]
 

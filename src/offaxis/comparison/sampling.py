@@ -42,7 +42,7 @@ def choose_spectra(
     if request == "none":
         return set(), "not_asked_for"
     kind, _, number = request.partition(":")
-    if kind != "sample" or not number.isdigit() or int(number) < 1:
+    if kind != "sample" or not (number.isascii() and number.isdigit()) or int(number) < 1:
         raise InputError(
             f"--spectra {request!r} is not understood; use all, none or sample:N with N at least 1"
         )

@@ -16,7 +16,7 @@ import torch
 import models
 import offaxis
 import reference
-from offaxis import comparison
+from offaxis.comparison import Comparison, stream
 from offaxis.measures import MEASURES
 
 REDRAWN = ("principal_overlap_rounding_null", "low_magnitude_overlap_rounding_null")
@@ -60,7 +60,7 @@ def written(
 
 
 @pytest.fixture(scope="module")
-def compared(written: tuple[Path, list[Path]]) -> comparison.Comparison:
+def compared(written: tuple[Path, list[Path]]) -> Comparison:
     return offaxis.compare(*written)
 
 
@@ -91,7 +91,7 @@ def agree_across(found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
 
 
 def test_every_number_agrees_with_the_reference(
-    compared: comparison.Comparison, base: models.State, runs: list[models.State]
+    compared: Comparison, base: models.State, runs: list[models.State]
 ) -> None:
     summary, roles = compared.summary(), models.roles_of(base)
     for pair, run in zip(summary["pairs"], runs, strict=True):
@@ -141,7 +141,7 @@ def test_ranks_beyond_the_matrix_are_cut_to_it(written: tuple[Path, list[Path]])
 
 
 def test_the_rounding_null_agrees_with_draws_of_the_reference(
-    compared: comparison.Comparison, base: models.State, runs: list[models.State]
+    compared: Comparison, base: models.State, runs: list[models.State]
 ) -> None:
     """Mean over matrices; ours is a mean of 16 draws each, the reference's of 40."""
     generator = np.random.default_rng(0)
@@ -182,7 +182,7 @@ def numbers(pair: Mapping[str, Any]) -> dict[str, Any]:
 )
 @pytest.mark.parametrize("side", ["base", "tuned"])
 def test_copies_of_the_same_values_give_the_same_numbers(
-    compared: comparison.Comparison,
+    compared: Comparison,
     written: tuple[Path, list[Path]],
     base: models.State,
     runs: list[models.State],
@@ -203,7 +203,7 @@ def test_copies_of_the_same_values_give_the_same_numbers(
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("ground", [torch.bfloat16, torch.float32], ids=str)
 def test_unchanged_bf16_does_not_depend_on_the_dtype_of_the_copy(
-    compared: comparison.Comparison,
+    compared: Comparison,
     base: models.State,
     runs: list[models.State],
     tmp_path: Path,
@@ -231,12 +231,12 @@ def test_narrow_formats_are_measured(tmp_path: Path, dtype: torch.dtype) -> None
 
 @pytest.mark.parametrize("workers", [(1, 1), (3, 1)], ids=["one worker", "three"])
 def test_the_number_of_workers_changes_nothing(
-    compared: comparison.Comparison,
+    compared: Comparison,
     written: tuple[Path, list[Path]],
     workers: tuple[int, int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(comparison, "_workers", lambda plan: workers)
+    monkeypatch.setattr(stream, "_workers", lambda plan: workers)
     found = offaxis.compare(*written)
     keys = ["tuned", "tensor", "measure"]
     one, other = (c.measurements.sort(keys) for c in (found, compared))
@@ -247,7 +247,7 @@ def test_the_number_of_workers_changes_nothing(
 
 
 def test_the_order_of_the_tuned_changes_nothing(
-    compared: comparison.Comparison, written: tuple[Path, list[Path]]
+    compared: Comparison, written: tuple[Path, list[Path]]
 ) -> None:
     found = offaxis.compare(written[0], written[1][::-1]).summary()
     expected = compared.summary()
@@ -262,7 +262,7 @@ def test_the_order_of_the_tuned_changes_nothing(
 
 
 def test_two_runs_give_the_same_tables(
-    compared: comparison.Comparison, written: tuple[Path, list[Path]]
+    compared: Comparison, written: tuple[Path, list[Path]]
 ) -> None:
     other = offaxis.compare(*written).measurements
     random = pl.col("measure").is_in(REDRAWN)
@@ -281,7 +281,7 @@ def test_the_seed_moves_the_rounding_null_alone(written: tuple[Path, list[Path]]
 # ------------------------------------------------------------------------------ laws and shapes
 
 
-def test_consensus_and_change_are_one_count(compared: comparison.Comparison) -> None:
+def test_consensus_and_change_are_one_count(compared: Comparison) -> None:
     """Mean over runs of the changed share = Σ_r r/R · share of entries changed in r runs."""
     summary = compared.summary()
     changed = np.mean([1 - pair["unchanged_bf16"] for pair in summary["pairs"]])
@@ -291,7 +291,7 @@ def test_consensus_and_change_are_one_count(compared: comparison.Comparison) -> 
 
 
 def test_the_summary_has_the_fields_of_the_contract(
-    compared: comparison.Comparison, written: tuple[Path, list[Path]]
+    compared: Comparison, written: tuple[Path, list[Path]]
 ) -> None:
     summary = compared.summary()
     assert list(summary) == ["schema", "base", "pairs", "across", "run"]
@@ -312,9 +312,7 @@ def test_one_pair_has_nothing_across(written: tuple[Path, list[Path]]) -> None:
     assert offaxis.compare(written[0], [written[1][0]]).summary()["across"] is None
 
 
-def test_each_matrix_has_a_row_for_every_measure(
-    compared: comparison.Comparison, base: models.State
-) -> None:
+def test_each_matrix_has_a_row_for_every_measure(compared: Comparison, base: models.State) -> None:
     counted = {m.name for m in MEASURES} - {"nonfinite_base", "nonfinite_tuned"}
     for name in models.roles_of(base):
         found = compared.measurements.filter(
@@ -329,7 +327,7 @@ def test_each_matrix_has_a_row_for_every_measure(
 
 
 def test_a_null_value_has_a_reason_and_a_value_has_none_missing(
-    compared: comparison.Comparison,
+    compared: Comparison,
 ) -> None:
     table = compared.measurements
     assert table.filter(pl.col("value").is_null() & (pl.col("status") == "ok")).height == 0
@@ -338,7 +336,7 @@ def test_a_null_value_has_a_reason_and_a_value_has_none_missing(
 
 
 def test_curves_hold_the_spectra_of_the_reference(
-    compared: comparison.Comparison, written: tuple[Path, list[Path]], base: models.State
+    compared: Comparison, written: tuple[Path, list[Path]], base: models.State
 ) -> None:
     name = "model.layers.0.self_attn.q_proj.weight"
     rows = compared.curves.filter(

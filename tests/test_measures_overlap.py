@@ -182,6 +182,13 @@ def test_the_magnitude_null_at_its_edges() -> None:
     assert null(alone, mask, fixed)[:2] == pytest.approx((1 / 3, 0.0))
 
 
+def test_the_spread_of_the_null_is_hypergeometric() -> None:
+    """One of two equal entries changes and one is in P: hit or miss, so mean and spread are 1/2."""
+    pair = torch.tensor([[1.0, -1.0]], dtype=torch.bfloat16)
+    one, other = np.array([[True, False]]), np.array([[False, True]])
+    assert null(pair, one, other)[:2] == (0.5, 0.5)
+
+
 def test_the_magnitude_null_tells_a_planted_preference_from_size() -> None:
     base = base_matrix((128, 128))
     mask, fixed = size_dependent(base), principal(base, 8)

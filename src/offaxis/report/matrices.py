@@ -64,8 +64,11 @@ def matrices(
 
 
 def _candidates(valid: pl.DataFrame, curves: pl.DataFrame, tuned: Sequence[str]) -> pl.DataFrame:
-    """Tensors that have curves, in order of depth, with the column `spectral`."""
-    mine = curves.filter(pl.col("tuned").is_in(tuned))
+    """Matrices that have curves, in order of depth, with the column `spectral`.
+
+    What is no matrix has a ULP histogram at most, and would only crowd the choice.
+    """
+    mine = curves.filter(pl.col("tuned").is_in(tuned) & (pl.col("curve") != "ulp_histogram"))
     spectral = pl.col("curve").str.starts_with("singular_values").any().alias("spectral")
     known = mine.group_by("tensor").agg(spectral)
     return by_depth(valid).join(known, on="tensor", how="inner", maintain_order="left")

@@ -34,6 +34,17 @@ class Spectrum:
     errors: Float[Tensor, " r"]
     method: str
 
+    def subspace_error(self, rank: int) -> float:
+        """How far (radians) rounding may have turned the top-`rank` subspaces, at most π/2.
+
+        arcsin of the error in σ₁² over the gap σ²_k − σ²_{k+1} (Davis and Kahan).
+        """
+        if rank >= self.values.numel():
+            return 0.0
+        squares = self.values**2
+        rounding = 2 * float(self.values[0]) * float(self.errors[0])
+        return _angle_error(rounding, float(squares[rank - 1] - squares[rank]))
+
 
 @dataclass(frozen=True)
 class Basis:

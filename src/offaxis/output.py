@@ -16,65 +16,82 @@ __all__ = ["check_output", "staged_directory"]
 
 def check_output(out: Path, *, overwrite: bool = False) -> None:
     """Raise OutputError, before any work, where `out` could not become the result's directory."""
+    with _explained(out):
+        _staging_place(out.expanduser().resolve(), overwrite)
+
+
+@contextlib.contextmanager
+def _explained(out: Path) -> Iterator[None]:
     try:
-        _check(out.expanduser().absolute(), overwrite)
+        yield
     except OSError as error:
         reason = error.strerror or error
         raise OutputError(f"{out}: cannot be written ({reason}); choose another --out") from error
 
 
-def _check(out: Path, overwrite: bool) -> None:
-    parent = next(one for one in (out, *out.parents) if one.exists())
-    if not os.access(parent, os.W_OK) or (parent != out and not parent.is_dir()):
-        raise OutputError(f"{out}: {parent} is not a directory that can be written; choose another")
+def _staging_place(out: Path, overwrite: bool) -> Path:
+    """Where the hidden directory goes: beside `out`, or inside it where that cannot be.
+
+    Inside: `out` is a mount point, or its parent cannot be written. OutputError where neither can.
+    """
     if out.exists() and not out.is_dir():
         raise OutputError(f"{out}: a file is there; choose another directory")
     if out.is_dir() and not overwrite and any(out.iterdir()):
         raise OutputError(f"{out}: not empty; choose another directory or pass --overwrite")
+    nearest = next(one for one in out.parents if one.exists())
+    beside = nearest.is_dir() and _writable(nearest)
+    if out.is_dir() and not _writable(out):
+        raise OutputError(f"{out}: this directory cannot be written; choose another")
+    if beside and not (out.is_dir() and out.stat().st_dev != out.parent.stat().st_dev):
+        return out.parent
+    if out.is_dir():
+        return out
+    raise OutputError(f"{out}: {nearest} is not a directory that can be written; choose another")
+
+
+def _writable(directory: Path) -> bool:
+    return os.access(directory, os.W_OK | os.X_OK)
 
 
 def _publish(staged: Path, out: Path) -> None:
-    """Rename the staged directory to `out`, or its entries into an `out` that is not empty."""
-    if out.is_dir() and any(out.iterdir()):
-        retired = Path(tempfile.mkdtemp(dir=staged.parent, prefix=f".{out.name}.old-"))
-        for entry in sorted(staged.iterdir()):
-            target = out / entry.name
-            if target.exists() or target.is_symlink():
-                target.rename(retired / entry.name)
-            entry.rename(target)
-        staged.rmdir()
-        shutil.rmtree(retired)
-        return
-    if out.is_dir():
+    """Rename the staged directory to `out`, or its entries into an `out` that must stay.
+
+    A non-empty `out` stays, and so does the working directory, which a shell may stand in.
+    """
+    if out.is_dir() and staged.parent != out and not any(out.iterdir()) and Path.cwd() != out:
         out.rmdir()
-    staged.rename(out)
+    if not out.exists():
+        staged.rename(out)
+        return
+    retired = Path(tempfile.mkdtemp(dir=staged.parent, prefix=f".{out.name}.old-"))
+    for entry in sorted(staged.iterdir()):
+        target = out / entry.name
+        if target.exists() or target.is_symlink():
+            target.rename(retired / entry.name)
+        entry.rename(target)
+    staged.rmdir()
+    shutil.rmtree(retired)
 
 
 @contextlib.contextmanager
 def staged_directory(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """A directory to fill, which becomes `out` when the block ends and is removed if it raises.
 
-    It lies beside `out`, on the same file system. `out` must be missing or empty unless
-    `overwrite`; then entries of the same name are replaced and all others stay.
+    It is hidden, and on the same file system. `out` must be missing or empty unless `overwrite`;
+    then entries of the same name are replaced and all others stay. A symbolic link is followed.
     Raises OutputError where `out` cannot be written.
     """
-    out = out.expanduser().absolute()
-    staged: Path | None = None
-    try:
-        _check(out, overwrite)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        staged = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.partial-"))
+    with _explained(out):
+        out = out.expanduser().resolve()
+        place = _staging_place(out, overwrite)
+        place.mkdir(parents=True, exist_ok=True)
+        staged = Path(tempfile.mkdtemp(dir=place, prefix=f".{out.name}.partial-"))
         mask = os.umask(0)
         os.umask(mask)
         staged.chmod(0o777 & ~mask)
-    except OSError as error:
-        reason = error.strerror or error
-        raise OutputError(f"{out}: cannot be written ({reason}); choose another --out") from error
     try:
         yield staged
-        try:
+        with _explained(out):
             _publish(staged, out)
-        except OSError as error:
-            raise OutputError(f"{out}: cannot be written ({error.strerror or error})") from error
     finally:
         shutil.rmtree(staged, ignore_errors=True)

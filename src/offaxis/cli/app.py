@@ -44,6 +44,11 @@ def build() -> typer.Typer:
     return app
 
 
+def _stopped() -> NoReturn:
+    print("offaxis: stopped by Ctrl-C; nothing was written", file=sys.stderr)
+    sys.exit(_INTERRUPTED)
+
+
 def main() -> NoReturn:
     """Run the command line.
 
@@ -54,9 +59,11 @@ def main() -> NoReturn:
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
         build()(args=arguments)
+    except KeyboardInterrupt:
+        _stopped()
     except SystemExit as stop:
         if stop.code == _INTERRUPTED:
-            print("offaxis: stopped by Ctrl-C; nothing was written", file=sys.stderr)
+            _stopped()
         raise
     except OffaxisError as error:
         if debug:

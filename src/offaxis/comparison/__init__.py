@@ -52,6 +52,8 @@ def compare(
     for name, rank in (("angle_rank", angle_rank), ("principal_rank", principal_rank)):
         if rank is not None and rank < 1:
             raise InputError(f"{name} {rank} is below 1; leave it out for the default")
+    if seed < 0:
+        raise InputError(f"seed {seed} is negative; use 0 or more")
     settings = Settings(alpha, angle_rank, principal_rank, seed, rounding_null)
     plan = Plan.make(base, tuned, spectra=spectra, seed=seed, allow_pickle=allow_pickle)
     tell = announce or (lambda line: None)

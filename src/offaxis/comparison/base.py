@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from offaxis import measures
-from offaxis.kernels import bin_counts, magnitude_codes
+from offaxis.kernels import bf16_codes, bin_counts
 from offaxis.linalg import Basis, Spectrum, angle_rank, principal_rank, spectrum_and_basis
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class BaseSide:
         if not self.part.is_matrix:
             self.why_not = "not_a_matrix"
             return
-        self.codes = magnitude_codes(self.stored.to(torch.bfloat16))
+        self.codes = bf16_codes(self.stored)
         self.bins = bin_counts(self.codes)
         low = measures.low_magnitude_mask(self.stored, alpha=self.settings.alpha)
         self._fix("low_magnitude_overlap", low.mask)

@@ -34,9 +34,7 @@ _SERIES = (
     "rank1_energy",
     "effective_rank",
 )
-_STEP = re.compile(
-    r"^(?P<run>.*?)[-_/]*(?:checkpoint|global_step|step|iter|epoch)[-_]?(?P<step>\d+)"
-)
+_STEP = re.compile(r"(?:^|(?<=[-_/.]))(?:checkpoint|global_step|step|iter|epoch)[-_]?(\d+)")
 
 
 @dataclass
@@ -163,12 +161,16 @@ class Across:
 
 
 def step_of(tuned: str) -> tuple[str, int | None]:
-    """(run, step) read from names such as `rl/checkpoint-20` or `global_step_20/actor`."""
-    matched = _STEP.search(tuned)
-    if matched is None:
+    """(run, step) read from names such as `rl/checkpoint-20` or `global_step_20/actor`.
+
+    The last number that names a step counts, and the run is what stands around it.
+    """
+    found = list(_STEP.finditer(tuned))
+    if not found:
         return tuned, None
-    rest = tuned[matched.end() :].strip("/")
-    return "/".join(part for part in (matched["run"], rest) if part), int(matched["step"])
+    last = found[-1]
+    around = (tuned[: last.start()].rstrip("-_/."), tuned[last.end() :].strip("/"))
+    return "/".join(part for part in around if part), int(last[1])
 
 
 def series(pairs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

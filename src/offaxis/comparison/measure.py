@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import sqrt
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,7 +21,7 @@ from offaxis.comparison.entries import (
 )
 from offaxis.comparison.spectra import spectral_numbers
 from offaxis.kernels import Scan, bin_counts, scan
-from offaxis.measures import MEASURES, Number
+from offaxis.measures import MEASURES, Number, nss_bound
 from offaxis.table import Curve, Measurement
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ def measure_pair(
         assert found.mask is not None
         bins = bin_counts(base.codes, found.mask)
         numbers |= overlap_numbers(base, found.mask, bins)
+        numbers["nss_bound"] = nss_bound(sqrt(found.update_square), sqrt(found.base_square))
         update = None
         if not found.nonfinite_base and not found.nonfinite_tuned:
             update = pair.tuned.to(torch.float64) - pair.base

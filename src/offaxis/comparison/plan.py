@@ -117,11 +117,12 @@ def _open_tuned(name: str, base: Checkpoint, allow_pickle: bool) -> Checkpoint:
 
 def _labels(names: Sequence[str]) -> list[str]:
     """The names, a repeated one numbered so that rows stay apart."""
-    seen: dict[str, int] = {}
-    labels = []
+    labels: list[str] = []
     for name in names:
-        seen[name] = seen.get(name, 0) + 1
-        labels.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+        label, number = name, 2
+        while label in labels or (label != name and label in names):
+            label, number = f"{name} ({number})", number + 1
+        labels.append(label)
     return labels
 
 

@@ -15,7 +15,13 @@ from offaxis.errors import InputError
 
 __all__ = ["Mean", "choose_spectra", "mean_over"]
 
-_Z = 1.959963984540054
+_T_DEGREES = (*range(1, 31), 40, 60, 120, math.inf)
+_T_QUANTILES = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160,
+    2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056,
+    2.052, 2.048, 2.045, 2.042, 2.021, 2.000, 1.980, 1.960,
+)  # fmt: skip
+"""Student's t at 97.5 %, by degrees of freedom."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,8 @@ def mean_over(
 
     Each role's mean weighs as much as the role has matrices (`sizes`; those measured where None),
     so a stratified sample is unbiased for the mean over all. The standard error pools Σ w² s²/n
-    over roles, a role with one member taking the spread of all. No finite-population correction:
+    over roles, a role with one member taking the spread of all; the interval is Student's t with
+    Satterthwaite's degrees of freedom. No finite-population correction:
     the interval is about what such matrices do, not about this one checkpoint's exact mean.
     """
     if not values:
@@ -107,10 +114,20 @@ def mean_over(
     if data.size < 2:
         return Mean(value, None, None, data.size)
     overall = float(data.var(ddof=1))
-    variance = 0.0
+    variance, doubt = 0.0, 0.0
     for role in present:
         members = data[labels == role]
-        spread = float(members.var(ddof=1)) if members.size > 1 else overall
-        variance += (weights[role] / total) ** 2 * spread / members.size
-    half = _Z * math.sqrt(variance)
+        alone = members.size < 2
+        spread = overall if alone else float(members.var(ddof=1))
+        share = (weights[role] / total) ** 2 * spread / members.size
+        variance += share
+        doubt += share**2 / ((data.size if alone else members.size) - 1)
+    degrees = variance**2 / doubt if doubt > 0 else math.inf
+    half = student_t(degrees) * math.sqrt(variance)
     return Mean(value, value - half, value + half, int(data.size))
+
+
+def student_t(degrees: float) -> float:
+    """The 97.5 % quantile of Student's t, to about 0.1 %, from a table in 1/degrees."""
+    inverse = [1 / d for d in _T_DEGREES]
+    return float(np.interp(1 / max(1.0, degrees), inverse[::-1], _T_QUANTILES[::-1]))

@@ -20,6 +20,7 @@ __all__ = ["spectral_numbers"]
 _NAMES = tuple(
     m.name for m in MEASURES if m.needs == "spectra" and not m.name.startswith("principal_")
 )
+_STILL = ("nss", "rotation_left_deg", "rotation_right_deg")
 _LARGEST_SVD = 2048
 _ACCEPTED_ERROR = 1e-4
 
@@ -34,6 +35,7 @@ def spectral_numbers(
     spectral = base.spectral
     if spectral is None or update is None:
         reason = base.why_not if spectral is None else "nonfinite"
+        yield "principal_near_threshold", undefined(reason)
         yield from ((name, undefined(reason)) for name in _NAMES)
         return
     yield "principal_near_threshold", Number(float(spectral.near_threshold))
@@ -62,8 +64,6 @@ def _moved(
         shift = measures.nss(before, after)
     left, right, left_angles, right_angles = measures.rotation_deg(spectral.top(k), basis)
     yield "nss", shift
-    update_norm, base_norm = (float(torch.linalg.norm(x)) for x in (update, spectral.matrix))
-    yield "nss_bound", measures.nss_bound(update_norm, base_norm)
     yield "rotation_left_deg", left
     yield "rotation_right_deg", right
     yield "wedin_bound_deg", measures.wedin_bound_deg(before, change, k)
@@ -72,7 +72,8 @@ def _moved(
     yield "rank1_norm_share", measures.rank1_norm_share(change)
     yield "effective_rank", measures.effective_rank(change)
     top = spectral.top(r)
-    inside = measures.energy_in_subspaces(update, top.left, top.right)
+    turned = before.subspace_error(r)
+    inside = measures.energy_in_subspaces(update, top.left, top.right, angle_error=turned)
     for name, number in zip(("left", "right", "two_sided"), inside, strict=True):
         yield f"update_energy_{name}", number
     curves["singular_values_tuned"] = _curve(after.values)

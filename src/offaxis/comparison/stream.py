@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from offaxis.checkpoint import read_pair
+from offaxis.checkpoint import TensorPair, read_pair
 from offaxis.comparison.base import BaseSide, Settings
 from offaxis.comparison.consensus import Across
 from offaxis.comparison.measure import Measured, measure_pair
@@ -96,7 +96,7 @@ class Stream:
             if pair is None:
                 found.append(None)
                 continue
-            tensors = read_pair(self.plan.base, self.plan.tuned[index], pair)
+            tensors = _plain(read_pair(self.plan.base, self.plan.tuned[index], pair))
             if ground is None:
                 why_not = "" if part.tensor in self.plan.spectral else self.plan.why_not
                 ground = BaseSide(part, tensors.base, self.settings, why_not)
@@ -142,6 +142,12 @@ class Stream:
             if part.is_matrix:
                 sizes[part.role] = sizes.get(part.role, 0) + 1
         return sizes
+
+
+def _plain(pair: TensorPair) -> TensorPair:
+    """float8 widened to float32, which holds it exactly: torch has no arithmetic on float8."""
+    base, tuned = (t.to(torch.float32) if t.itemsize == 1 else t for t in (pair.base, pair.tuned))
+    return TensorPair(pair.part, base, tuned)
 
 
 def _mismatch_row(label: str, row: Mismatch) -> Measurement:

@@ -25,7 +25,34 @@ of a step, not its method."""
 
 IMPLAUSIBLE_NORM = 1.0
 IMPLAUSIBLE_CORRELATION = 0.5
-"""Unrelated models of one size have ‖ΔW‖/‖W₀‖ near √2 and correlation near 0."""
+"""Judged on matrices, since norm weights near 1 are alike in all models: the matrices of
+unrelated models have ‖ΔW‖/‖W₀‖ near √2 and correlation near 0."""
+
+
+@dataclass
+class Squares:
+    """Running sums of ΔW², W₀² and W₀·W₊."""
+
+    update: float = 0.0
+    base: float = 0.0
+    cross: float = 0.0
+
+    def add(self, scan: Scan) -> None:
+        self.update += scan.update_square
+        self.base += scan.base_square
+        self.cross += scan.cross
+
+    @property
+    def relative_norm(self) -> float | None:
+        """‖ΔW‖ / ‖W₀‖."""
+        return math.sqrt(self.update / self.base) if self.base else None
+
+    @property
+    def correlation(self) -> float | None:
+        """Cosine between W₀ and W₊."""
+        tuned = max(0.0, self.update - self.base + 2 * self.cross)
+        scale = math.sqrt(self.base) * math.sqrt(tuned)
+        return max(-1.0, min(1.0, self.cross / scale)) if scale else None
 
 
 @dataclass
@@ -35,12 +62,12 @@ class PairTotals:
     entries: int = 0
     changed: int = 0
     changed_stored: int = 0
-    update_square: float = 0.0
-    base_square: float = 0.0
-    cross: float = 0.0
+    everything: Squares = field(default_factory=Squares)
+    matrices_only: Squares = field(default_factory=Squares)
     nonfinite_base: int = 0
     nonfinite_tuned: int = 0
     moved_entries: int = 0
+    """Entries of the tensors that moved at all: an adapter leaves the others alone."""
     tensors: set[str] = field(default_factory=set)
     matrices: int = 0
 
@@ -48,29 +75,14 @@ class PairTotals:
         self.entries += scan.entries
         self.changed += scan.changed
         self.changed_stored += scan.changed_stored
-        self.update_square += scan.update_square
-        self.base_square += scan.base_square
-        self.cross += scan.cross
+        self.everything.add(scan)
+        if is_matrix:
+            self.matrices_only.add(scan)
         self.nonfinite_base += scan.nonfinite_base
         self.nonfinite_tuned += scan.nonfinite_tuned
         self.moved_entries += scan.entries if scan.changed_stored else 0
         self.tensors.add(stored_name)
         self.matrices += is_matrix
-
-    @property
-    def unchanged_in_moved(self) -> float | None:
-        """Unchanged share within the tensors that moved at all: an adapter leaves others alone."""
-        return 1 - self.changed / self.moved_entries if self.moved_entries else None
-
-    @property
-    def relative_update_norm(self) -> float | None:
-        return math.sqrt(self.update_square / self.base_square) if self.base_square else None
-
-    @property
-    def correlation(self) -> float | None:
-        tuned_square = max(0.0, self.update_square - self.base_square + 2 * self.cross)
-        scale = math.sqrt(self.base_square * tuned_square)
-        return self.cross / scale if scale else None
 
 
 def summarise_pair(
@@ -88,17 +100,18 @@ def summarise_pair(
     means = {name: _mean(by_measure.get(name, {}), sizes) for name in _AVERAGED}
     for name in _EXCESS:
         means[f"{name}_excess"] = _mean(_difference(by_measure, name), sizes)
-    share = 1 / totals.entries if totals.entries else None
+    judged = totals.matrices_only if totals.matrices else totals.everything
     pair: dict[str, Any] = {
         "tuned": tuned,
         "parameters": totals.entries,
         "tensors": len(totals.tensors),
         "matrices": totals.matrices,
-        "unchanged_bf16": share and (totals.entries - totals.changed) * share,
-        "unchanged_stored": share and (totals.entries - totals.changed_stored) * share,
-        "unchanged_bf16_in_moved_tensors": totals.unchanged_in_moved,
-        "relative_update_norm": totals.relative_update_norm,
-        "correlation": totals.correlation,
+        "unchanged_bf16": _rest(totals.changed, totals.entries),
+        "unchanged_stored": _rest(totals.changed_stored, totals.entries),
+        "unchanged_bf16_in_moved_tensors": _rest(totals.changed, totals.moved_entries),
+        "relative_update_norm": totals.everything.relative_norm,
+        "matrix_update_norm": judged.relative_norm,
+        "matrix_correlation": judged.correlation,
     }
     pair |= {name: mean.value for name, mean in means.items()}
     pair["intervals"] = {
@@ -108,6 +121,10 @@ def summarise_pair(
     pair["nonfinite"] = {"base": totals.nonfinite_base, "tuned": totals.nonfinite_tuned}
     pair["verdict"] = verdict(pair, means)
     return pair
+
+
+def _rest(part: int, whole: int) -> float | None:
+    return 1 - part / whole if whole else None
 
 
 Values = dict[str, tuple[float, str]]
@@ -155,7 +172,8 @@ def verdict(pair: Mapping[str, Any], means: Mapping[str, Mean]) -> dict[str, Any
     if label == "implausible_base":
         evidence.append(
             f"the update is as large as the model (correlation with the base "
-            f"{_number(pair['correlation'])}): this base is probably not the one it was tuned from"
+            f"{_number(pair['matrix_correlation'])} over matrices): this base "
+            "is probably not the one it was tuned from"
         )
     evidence += [_against_null(name, pair, means) for name in _EXCESS if pair.get(name) is not None]
     if pair.get("nss") is not None:
@@ -174,7 +192,7 @@ def verdict(pair: Mapping[str, Any], means: Mapping[str, Mean]) -> dict[str, Any
 
 
 def _label(pair: Mapping[str, Any]) -> str:
-    norm, correlation = pair["relative_update_norm"], pair["correlation"]
+    norm, correlation = pair["matrix_update_norm"], pair["matrix_correlation"]
     unchanged = pair["unchanged_bf16_in_moved_tensors"]
     if unchanged is None:
         return "identical" if pair["parameters"] else "undetermined"

@@ -1,28 +1,32 @@
 """The few hot loops: the fused bit scan, exact selection, counts within magnitude bins."""
 
-from offaxis.kernels.scan import ULP_BINS, Scan, scan
-from offaxis.kernels.select import (
+from offaxis.kernels.bits import bf16_codes
+from offaxis.kernels.bitscan import ULP_BINS, Scan, scan
+from offaxis.kernels.counts import (
     MAGNITUDE_BINS,
-    Selection,
     bin_counts,
-    magnitude_codes,
+    block_counts,
     magnitude_histogram,
     pack,
     popcount,
-    select,
+    run_counts,
     unpack,
 )
+from offaxis.kernels.selection import Selection, magnitude_codes, select
 
 __all__ = [
     "MAGNITUDE_BINS",
     "ULP_BINS",
     "Scan",
     "Selection",
+    "bf16_codes",
     "bin_counts",
+    "block_counts",
     "magnitude_codes",
     "magnitude_histogram",
     "pack",
     "popcount",
+    "run_counts",
     "scan",
     "select",
     "unpack",

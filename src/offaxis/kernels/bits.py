@@ -11,10 +11,23 @@ negative-index test and vectorise the loop.
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import torch
 from numba import njit, types
 from numba.extending import overload
 
-__all__ = ["FAST", "codes_of", "fill_values", "flag_changed", "pack_flags", "ulp_distance"]
+from offaxis.kernels.pool import for_each, spans
+
+__all__ = [
+    "FAST",
+    "bf16_codes",
+    "codes_of",
+    "fill_values",
+    "flag_changed",
+    "pack_flags",
+    "raw_bits",
+    "ulp_distance",
+]
 
 FAST = {"reassoc", "contract", "nsz"}
 """Sums may be reordered, which vectorises them; NaN and infinity keep their meaning."""
@@ -37,7 +50,8 @@ def _narrow_to_odd(values: Any, singles: Any, bits: Any) -> None:
         singles[i] = values[i]
         back = np.float64(singles[i])
         u = bits[i]
-        if back != values[i] and (u & np.uint32(1)) == 0:  # inexact (or NaN) and even
+        exact = back == values[i] or np.isnan(back)
+        if not exact and (u & np.uint32(1)) == 0:
             away = abs(back) < abs(values[i])
             bits[i] = u + np.uint32(1) if away else u - np.uint32(1)
 
@@ -66,6 +80,39 @@ def _codes_of(raw: Any, single: Any, out: Any) -> Any:
             return out
 
     return fill
+
+
+@njit(nogil=True, cache=True)
+def _round_all(raw: Any, single: Any, out: Any) -> None:
+    codes_of(raw, single, out)
+
+
+def raw_bits(tensor: torch.Tensor) -> npt.NDArray[Any]:
+    """A tensor as the kernels take it: bfloat16 as uint16 codes, float32 and float64 as they are.
+
+    Narrower floats (float16, float8) are widened to float32, which holds them exactly.
+    """
+    tensor = tensor.detach()
+    if tensor.dtype == torch.bfloat16:
+        return tensor.contiguous().view(torch.uint16).numpy()
+    if tensor.dtype not in (torch.float32, torch.float64):
+        tensor = tensor.to(torch.float32)
+    return tensor.contiguous().numpy()
+
+
+def bf16_codes(tensor: torch.Tensor) -> npt.NDArray[np.uint16]:
+    """The bfloat16 codes of a tensor, flat: rounded once, to nearest even, from any float dtype."""
+    raw = raw_bits(tensor).reshape(-1)
+    if raw.dtype == np.uint16:
+        return raw
+    out = np.empty(raw.size, np.uint16)
+
+    def one(span: tuple[int, int]) -> None:
+        start, stop = span
+        _round_all(raw[start:stop], np.empty(stop - start, np.float32), out[start:stop])
+
+    for_each(one, spans(raw.size, smallest=1 << 16))
+    return out
 
 
 def fill_values(raw: Any, single: Any, out: Any) -> None:

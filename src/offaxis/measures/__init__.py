@@ -18,7 +18,7 @@ from offaxis.measures.change import (
     unchanged_stored,
 )
 from offaxis.measures.number import Number, undefined
-from offaxis.measures.overlap import (
+from offaxis.measures.overlaps import (
     ALPHA,
     low_magnitude_mask,
     magnitude_null,

@@ -4,14 +4,11 @@ The Path Not Taken, section 2.2. Masks are packed bits of one tensor, one mask a
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
-from offaxis.kernels.pool import for_each, spans
-from offaxis.kernels.select import popcount
+from offaxis.kernels import popcount, run_counts
 from offaxis.measures.number import Number, undefined
 
 __all__ = ["changed_in_r_runs", "jaccard", "jaccard_chance", "jaccard_magnitude_null"]
@@ -43,29 +40,9 @@ def jaccard_magnitude_null(total: Counts, first: Counts, second: Counts) -> Numb
     return Number(both / union) if union else undefined("no_change")
 
 
-@njit(nogil=True, cache=True)
-def _tally(masks: Any, entries: int, counts: Any) -> None:
-    for byte in range(masks.shape[1]):
-        for k in range(min(8, entries - 8 * byte)):
-            runs = 0
-            for r in range(masks.shape[0]):
-                runs += (masks[r, byte] >> k) & 1
-            counts[runs] += 1
-
-
 def changed_in_r_runs(masks: Sequence[Bits], entries: int) -> Counts:
     """How many entries changed in exactly r of the R runs, r = 0 … R; they sum to `entries`.
 
     The consensus ratio of an entry (the paper's C) is its r over R.
     """
-    stacked = np.stack(masks)
-
-    def one(span: tuple[int, int]) -> Counts:
-        counts = np.zeros(len(masks) + 1, np.int64)
-        start, stop = span
-        _tally(stacked[:, start // 8 : -(-stop // 8)], stop - start, counts)
-        return counts
-
-    parts = for_each(one, spans(entries, multiple=8, smallest=1 << 16))
-    empty = np.zeros(len(masks) + 1, np.int64)
-    return np.sum(parts, axis=0, dtype=np.int64) if parts else empty
+    return run_counts(masks, entries)

@@ -1,13 +1,11 @@
 """How much changed, and where along rows and columns: plain readings of one bit scan."""
 
 import math
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
-from offaxis.kernels.scan import Scan
+from offaxis.kernels import Scan, block_counts
 from offaxis.measures.number import Number, undefined
 
 __all__ = [
@@ -63,26 +61,12 @@ def column_changed(scan: Scan) -> Floats:
     return columns / max(1, scan.entries // max(1, columns.size))
 
 
-@njit(nogil=True, cache=True)
-def _count_blocks(mask: Any, row_block: Any, col_block: Any, counts: Any) -> None:
-    cols = col_block.size
-    for i in range(row_block.size):
-        line = counts[row_block[i]]
-        for j in range(cols):
-            bit = i * cols + j
-            line[col_block[j]] += (mask[bit >> 3] >> (bit & 7)) & 1
-
-
 def mask_picture(mask: npt.NDArray[np.uint8], shape: tuple[int, int], *, side: int = 96) -> Floats:
     """The update mask as a picture: shares of changed entries in blocks, at most side × side."""
-    sizes, blocks = [], []
-    for extent in shape:
-        edges = np.linspace(0, extent, min(side, extent) + 1).astype(np.int64)
-        sizes.append(np.diff(edges))
-        blocks.append(np.repeat(np.arange(edges.size - 1), np.diff(edges)))
-    counts = np.zeros((sizes[0].size, sizes[1].size), np.int64)
-    _count_blocks(mask, blocks[0], blocks[1], counts)
-    shares: Floats = counts / np.outer(sizes[0], sizes[1])
+    rows, cols = (
+        np.diff(np.linspace(0, extent, min(side, extent) + 1).astype(np.int64)) for extent in shape
+    )
+    shares: Floats = block_counts(mask, rows, cols) / np.outer(rows, cols)
     return shares
 
 

@@ -116,21 +116,34 @@ def wedin_bound_deg(before: Spectrum, update: Spectrum, rank: int) -> Number:
     step = float(update.values[0])
     if step >= gap - step:
         return undefined("vacuous")
-    return Number(math.degrees(math.asin(step / (gap - step))))
+    bound = math.asin(step / (gap - step))
+    step += float(update.errors[0])
+    gap -= float(before.errors[rank - 1] + before.errors[rank])
+    worst = math.asin(step / (gap - step)) if step < gap - step else math.pi / 2
+    return Number(math.degrees(bound), math.degrees(worst - bound))
 
 
 def energy_in_subspaces(
-    update: Float[Tensor, "m n"], left: Float[Tensor, "m r"], right: Float[Tensor, "n r"]
+    update: Float[Tensor, "m n"],
+    left: Float[Tensor, "m r"],
+    right: Float[Tensor, "n r"],
+    *,
+    angle_error: float = 0.0,
 ) -> tuple[Number, Number, Number]:
     """Shares of ‖ΔW‖² inside the base's top-r left, right and two-sided subspaces, in [0, 1].
 
     ‖UᵀΔW‖²/‖ΔW‖², ‖ΔW V‖²/‖ΔW‖², ‖UᵀΔW V‖²/‖ΔW‖². Under an isotropic update they are r/m, r/n and
-    r²/(mn). This is the subspace operator; the principal mask is the coordinate one.
+    r²/(mn). This is the subspace operator; the principal mask is the coordinate one. angle_error:
+    how far (radians) the subspaces may be turned, which can move a share by its sine.
     """
     total = float(torch.linalg.norm(update)) ** 2
     if total == 0:
         return (undefined("no_update"),) * 3
     inside_left = left.T @ update
     shares = (inside_left, update @ right, inside_left @ right)
-    one, two, both = (Number(float(torch.linalg.norm(x)) ** 2 / total) for x in shares)
+    turned = math.sin(angle_error)
+    one, two, both = (
+        Number(float(torch.linalg.norm(inside)) ** 2 / total, sides * turned)
+        for inside, sides in zip(shares, (1, 1, 2), strict=True)
+    )
     return one, two, both

@@ -1,6 +1,6 @@
 """Where the changed entries lie: overlaps with fixed masks, and the nulls they must beat.
 
-Masks are packed bits in the row-major order of the stored tensor (see `offaxis.kernels.select`).
+Masks are packed bits in the row-major order of the stored tensor (see `offaxis.kernels.selection`).
 M is the update mask: the entries whose bfloat16 rounding changed.
 """
 
@@ -13,8 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from offaxis.kernels.scan import scan
-from offaxis.kernels.select import Selection, magnitude_codes, popcount, select
+from offaxis.kernels import Selection, magnitude_codes, popcount, scan, select
 from offaxis.measures.number import Number, undefined
 
 __all__ = [

@@ -19,11 +19,12 @@ from offaxis.kernels.bits import (
     fill_values,
     flag_changed,
     pack_flags,
+    raw_bits,
     ulp_distance,
 )
 from offaxis.kernels.pool import for_each, spans
 
-__all__ = ["ULP_BINS", "Scan", "raw_bits", "scan"]
+__all__ = ["ULP_BINS", "Scan", "scan"]
 
 ULP_BINS = ("0", "1", "2", "3-4", "5-8", "9-16", "17-32", "33-64", "65-128", "129-256", "257-512",
             "513-1024", ">1024")  # fmt: skip
@@ -117,33 +118,66 @@ def _squares(x: Any, y: Any, zero: Any) -> Any:
     return update, base, cross
 
 
+@njit(nogil=True, cache=True, fastmath=FAST)
+def _squares_of_codes(x: Any, y: Any) -> Any:
+    """`_squares` in float32 of bfloat16 codes, without writing their values down."""
+    update, base, cross = np.float32(0), np.float32(0), np.float32(0)
+    for i in range(x.size):
+        p = np.uint32(np.uint32(x[i]) << np.uint32(16)).view(np.float32)
+        q = np.uint32(np.uint32(y[i]) << np.uint32(16)).view(np.float32)
+        d = q - p
+        update += d * d
+        base += p * p
+        cross += p * q
+    return update, base, cross
+
+
 @njit(nogil=True, cache=True)
 def _add_squares(x: Any, y: Any, sums: Any) -> None:
-    """Add the square sums of a segment to float64 totals.
+    """Add the square sums of a segment, in float64, to float64 totals."""
+    update, base, cross = _squares(x, y, np.float64(0))
+    sums[0] += update
+    sums[1] += base
+    sums[2] += cross
 
-    float32 values are summed in float32 over runs of 256 (several lanes, so about eight terms
-    each: relative error below 1e-6 for a run, and less for many), where neither underflow nor
-    overflow is near; else, and for float64 values, in float64.
+
+@njit(nogil=True, cache=True)
+def _add_run(run: Any, sums: Any) -> bool:
+    """Add float32 sums over a run, if neither underflow nor overflow was near.
+
+    A run has 512 entries and its sum 32 lanes, so 16 terms each: the relative error is below 1e-6
+    for a run, and less for many.
     """
-    if x.itemsize == 4:
-        for start in range(0, x.size, 256):
-            p, q = x[start : start + 256], y[start : start + 256]
-            update, base, cross = _squares(p, q, np.float32(0))
-            exact = update == 0 or (update > 1e-24 and base > 1e-24 and update + base < 1e30)
-            if exact:
-                sums[0] += update
-                sums[1] += base
-                sums[2] += cross
-            else:
-                u, b, c = _squares(p, q, np.float64(0))
-                sums[0] += u
-                sums[1] += b
-                sums[2] += c
-    else:
-        u, b, c = _squares(x, y, np.float64(0))
-        sums[0] += u
-        sums[1] += b
-        sums[2] += c
+    update, base, cross = run
+    if not (base > 1e-24 and update + base < 1e30 and (update > 1e-24 or update == 0)):
+        return False
+    sums[0] += update
+    sums[1] += base
+    sums[2] += cross
+    return True
+
+
+@njit(nogil=True, cache=True)
+def _add_squares_of_codes(p: Any, q: Any, va: Any, vb: Any, sums: Any) -> None:
+    """The same for finite bfloat16 codes, in float32 where that is exact enough.
+
+    va, vb: buffers for the values of what is not.
+    """
+    for start in range(0, p.size, 512):
+        x, y = p[start : start + 512], q[start : start + 512]
+        if not _add_run(_squares_of_codes(x, y), sums):
+            fill_values(x, va[: x.size], va[: x.size])
+            fill_values(y, vb[: x.size], vb[: x.size])
+            _add_squares(va[: x.size], vb[: x.size], sums)
+
+
+@njit(nogil=True, cache=True)
+def _add_squares_of_singles(x: Any, y: Any, sums: Any) -> None:
+    """The same for float32 values."""
+    for start in range(0, x.size, 512):
+        p, q = x[start : start + 512], y[start : start + 512]
+        if not _add_run(_squares(p, q, np.float32(0)), sums):
+            _add_squares(p, q, sums)
 
 
 @njit(nogil=True, cache=True)
@@ -191,18 +225,24 @@ def _scan_span(
             at = r * width + j
             x, y, d = a[at : at + n], b[at : at + n], distance[:n]
             p, q = codes_of(x, single[:n], ca[:n]), codes_of(y, single[:n], cb[:n])
-            fill_values(x, single[:n], va[:n])
-            fill_values(y, single[:n], vb[:n])
             ulp_distance(p, q, d)
-            if _has_nonfinite(p, q):
-                _mend_nonfinite(
-                    abits[at : at + n], bbits[at : at + n], p, q, va[:n], vb[:n], d, counts
-                )
+            finite = not _has_nonfinite(p, q)
+            if both_bf16 and finite:
+                _add_squares_of_codes(p, q, va, vb, sums)
+            else:
+                fill_values(x, single[:n], va[:n])
+                fill_values(y, single[:n], vb[:n])
+                if not finite:
+                    _mend_nonfinite(
+                        abits[at : at + n], bbits[at : at + n], p, q, va[:n], vb[:n], d, counts
+                    )
+                counts[_STORED] += _count_unequal(va[:n], vb[:n])
+                if va.itemsize == 4:
+                    _add_squares_of_singles(va[:n], vb[:n], sums)
+                else:
+                    _add_squares(va[:n], vb[:n], sums)
             flag_changed(d, flags[:n], narrow_columns[j : j + n])
             rows[r] += _add_histogram(d, at_least)
-            if not both_bf16:
-                counts[_STORED] += _count_unequal(va[:n], vb[:n])
-            _add_squares(va[:n], vb[:n], sums)
             pack_flags(flags[:n], at, mask)
         if r & 0x7FFF == 0x7FFF or r == rows.size - 1:
             for j in range(width):
@@ -213,21 +253,8 @@ def _scan_span(
         counts[_STORED] = counts[_CHANGED]
 
 
-def raw_bits(tensor: torch.Tensor) -> npt.NDArray[Any]:
-    """A tensor as the kernels take it: bfloat16 as uint16 codes, float32 and float64 as they are.
-
-    Narrower floats (float16, float8) are widened to float32, which holds them exactly.
-    """
-    tensor = tensor.detach()
-    if tensor.dtype == torch.bfloat16:
-        return tensor.contiguous().view(torch.uint16).numpy()
-    if tensor.dtype not in (torch.float32, torch.float64):
-        tensor = tensor.to(torch.float32)
-    return tensor.contiguous().numpy()
-
-
 def _as_rows(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.reshape(-1, tensor.shape[-1]) if tensor.ndim > 1 else tensor.reshape(1, -1)
+    return tensor.flatten(0, -2) if tensor.ndim > 1 else tensor.reshape(1, -1)
 
 
 def scan(base: torch.Tensor, tuned: torch.Tensor, *, detail: bool = True) -> Scan:

@@ -1,4 +1,4 @@
-"""Exact selection of the largest or smallest entries, and counts within magnitude bins.
+"""Exact selection of the largest or smallest entries.
 
 Magnitudes are compared as unsigned integers: with the sign bit cleared, the bits of a float order
 as its absolute value does (a NaN above infinity). The threshold comes from one histogram over the
@@ -15,20 +15,7 @@ from numba import njit
 
 from offaxis.kernels.pool import for_each, spans
 
-__all__ = [
-    "MAGNITUDE_BINS",
-    "Selection",
-    "bin_counts",
-    "magnitude_codes",
-    "magnitude_histogram",
-    "pack",
-    "popcount",
-    "select",
-    "unpack",
-]
-
-MAGNITUDE_BINS = 2048
-"""Bins of equal |W₀|: the eight exponent bits and the top three mantissa bits of its bf16 code."""
+__all__ = ["Selection", "magnitude_codes", "select"]
 
 _LEADING = 16
 _SMALLEST_SPAN = 1 << 16
@@ -104,7 +91,7 @@ def _count_between(codes: Any, low: Any, high: Any) -> int:
 
 def _near(codes: npt.NDArray[Any], value: Any) -> int:
     """Entries within 1e-12 relative of the threshold; only float64 has neighbours that close."""
-    reach = 1 << 13 if codes.itemsize == 8 else 0  # 2^13 ulp of float64 is at most 1.8e-12
+    reach = 1 << 14 if codes.itemsize == 8 else 0  # 2^14 ulp of float64: 1.8e-12 to 3.6e-12
     kind = codes.dtype.type
     return int(_count_between(codes, kind(max(0, int(value) - reach)), kind(int(value) + reach)))
 
@@ -172,61 +159,3 @@ def select(
 
     for_each(mark, zip(pieces, quotas, strict=True))
     return Selection(mask, count, _near(codes, value))
-
-
-@njit(nogil=True, cache=True)
-def _bin_all(codes: Any, counts: Any) -> None:
-    for i in range(codes.size):
-        counts[(codes[i] & np.uint16(0x7FFF)) >> np.uint16(4)] += 1
-
-
-@njit(nogil=True, cache=True)
-def _bin_masked(codes: Any, mask: Any, counts: Any) -> None:
-    for byte in range(mask.size):
-        bits = mask[byte]
-        if bits == 0:
-            continue
-        for k in range(8):
-            if bits & (1 << k):
-                counts[(codes[8 * byte + k] & np.uint16(0x7FFF)) >> np.uint16(4)] += 1
-
-
-def bin_counts(codes: npt.NDArray[np.uint16], mask: Bits | None = None) -> npt.NDArray[np.int64]:
-    """How many entries (of the mask, if given) lie in each of the `MAGNITUDE_BINS` bins.
-
-    codes: bf16 codes of W₀, flat. Returns int64 of shape (2048,).
-    """
-
-    def one(span: tuple[int, int]) -> npt.NDArray[np.int64]:
-        start, stop = span
-        counts = np.zeros(MAGNITUDE_BINS, np.int64)
-        if mask is None:
-            _bin_all(codes[start:stop], counts)
-        else:
-            _bin_masked(codes[start:stop], mask[start // 8 : -(-stop // 8)], counts)
-        return counts
-
-    parts = for_each(one, spans(codes.size, multiple=8, smallest=_SMALLEST_SPAN))
-    return np.sum(parts, axis=0, dtype=np.int64) if parts else np.zeros(MAGNITUDE_BINS, np.int64)
-
-
-def magnitude_histogram(tensor: torch.Tensor) -> npt.NDArray[np.int64]:
-    """`bin_counts` of a tensor of any float dtype, rounded to bfloat16."""
-    return bin_counts(magnitude_codes(tensor.to(torch.bfloat16)))
-
-
-def popcount(mask: Bits) -> int:
-    """How many bits of a packed mask are set."""
-    return int(np.bitwise_count(mask).sum(dtype=np.int64))
-
-
-def pack(mask: torch.Tensor | npt.NDArray[np.bool_]) -> Bits:
-    """A boolean mask as bits, lowest first, in row-major order."""
-    array = mask.numpy() if isinstance(mask, torch.Tensor) else mask
-    return np.packbits(array.reshape(-1), bitorder="little")
-
-
-def unpack(mask: Bits, shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
-    """The boolean mask of `shape` behind packed bits."""
-    count = int(np.prod(shape, dtype=np.int64))
-    return np.unpackbits(mask, count=count, bitorder="little").astype(bool).reshape(shape)

@@ -1,0 +1,138 @@
+"""Counts over packed masks: within magnitude bins, within blocks, and across runs.
+
+A packed mask holds entry i (row-major) in bit i % 8, lowest first, of byte i // 8.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from numba import njit
+
+from offaxis.kernels.bits import bf16_codes
+from offaxis.kernels.pool import for_each, spans
+
+__all__ = [
+    "MAGNITUDE_BINS",
+    "bin_counts",
+    "block_counts",
+    "magnitude_histogram",
+    "pack",
+    "popcount",
+    "run_counts",
+    "unpack",
+]
+
+MAGNITUDE_BINS = 2048
+"""Bins of equal |W₀|: the eight exponent bits and the top three mantissa bits of its bf16 code."""
+
+_SMALLEST_SPAN = 1 << 16
+
+Bits = npt.NDArray[np.uint8]
+Counts = npt.NDArray[np.int64]
+
+
+@njit(nogil=True, cache=True)
+def _bin_all(codes: Any, counts: Any) -> None:
+    for i in range(codes.size):
+        counts[(codes[i] & np.uint16(0x7FFF)) >> np.uint16(4)] += 1
+
+
+@njit(nogil=True, cache=True)
+def _bin_masked(codes: Any, mask: Any, counts: Any) -> None:
+    for byte in range(mask.size):
+        bits = mask[byte]
+        if bits == 0:
+            continue
+        for k in range(8):
+            if bits & (1 << k):
+                counts[(codes[8 * byte + k] & np.uint16(0x7FFF)) >> np.uint16(4)] += 1
+
+
+def bin_counts(codes: npt.NDArray[np.uint16], mask: Bits | None = None) -> npt.NDArray[np.int64]:
+    """How many entries (of the mask, if given) lie in each of the `MAGNITUDE_BINS` bins.
+
+    codes: bf16 codes of W₀, flat. Returns int64 of shape (2048,).
+    """
+
+    def one(span: tuple[int, int]) -> npt.NDArray[np.int64]:
+        start, stop = span
+        counts = np.zeros(MAGNITUDE_BINS, np.int64)
+        if mask is None:
+            _bin_all(codes[start:stop], counts)
+        else:
+            _bin_masked(codes[start:stop], mask[start // 8 : -(-stop // 8)], counts)
+        return counts
+
+    parts = for_each(one, spans(codes.size, multiple=8, smallest=_SMALLEST_SPAN))
+    return np.sum(parts, axis=0, dtype=np.int64) if parts else np.zeros(MAGNITUDE_BINS, np.int64)
+
+
+def magnitude_histogram(tensor: torch.Tensor) -> npt.NDArray[np.int64]:
+    """`bin_counts` of a tensor of any float dtype, rounded to bfloat16 once."""
+    return bin_counts(bf16_codes(tensor))
+
+
+def popcount(mask: Bits) -> int:
+    """How many bits of a packed mask are set."""
+    return int(np.bitwise_count(mask).sum(dtype=np.int64))
+
+
+def pack(mask: torch.Tensor | npt.NDArray[np.bool_]) -> Bits:
+    """A boolean mask as bits, lowest first, in row-major order."""
+    array = mask.numpy() if isinstance(mask, torch.Tensor) else mask
+    return np.packbits(array.reshape(-1), bitorder="little")
+
+
+def unpack(mask: Bits, shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
+    """The boolean mask of `shape` behind packed bits."""
+    count = int(np.prod(shape, dtype=np.int64))
+    return np.unpackbits(mask, count=count, bitorder="little").astype(bool).reshape(shape)
+
+
+@njit(nogil=True, cache=True)
+def _tally(masks: Any, entries: int, counts: Any) -> None:
+    for byte in range(masks.shape[1]):
+        for k in range(min(8, entries - 8 * byte)):
+            runs = 0
+            for r in range(masks.shape[0]):
+                runs += (masks[r, byte] >> k) & 1
+            counts[runs] += 1
+
+
+def run_counts(masks: Sequence[Bits], entries: int) -> Counts:
+    """How many of `entries` are set in exactly r of the R masks: shape (R + 1,)."""
+    stacked = np.stack(masks)
+
+    def one(span: tuple[int, int]) -> Counts:
+        counts = np.zeros(len(masks) + 1, np.int64)
+        start, stop = span
+        _tally(stacked[:, start // 8 : -(-stop // 8)], stop - start, counts)
+        return counts
+
+    parts = for_each(one, spans(entries, multiple=8, smallest=_SMALLEST_SPAN))
+    empty = np.zeros(len(masks) + 1, np.int64)
+    return np.sum(parts, axis=0, dtype=np.int64) if parts else empty
+
+
+@njit(nogil=True, cache=True)
+def _count_blocks(mask: Any, row_block: Any, col_block: Any, counts: Any) -> None:
+    cols = col_block.size
+    for i in range(row_block.size):
+        line = counts[row_block[i]]
+        for j in range(cols):
+            bit = i * cols + j
+            line[col_block[j]] += (mask[bit >> 3] >> (bit & 7)) & 1
+
+
+def block_counts(mask: Bits, rows: npt.NDArray[np.int64], cols: npt.NDArray[np.int64]) -> Counts:
+    """Set entries in each block of a matrix whose rows and columns are cut at given sizes.
+
+    rows, cols: how many rows (columns) each block spans; they sum to the matrix's shape.
+    """
+    counts = np.zeros((rows.size, cols.size), np.int64)
+    by_row, by_col = (np.repeat(np.arange(sizes.size), sizes) for sizes in (rows, cols))
+    _count_blocks(mask, by_row, by_col, counts)
+    return counts

@@ -314,6 +314,13 @@ def pair_summary(
         "relative_update_norm": math.sqrt(update / ground),
         "correlation": cross / math.sqrt(ground * other),
     }
+    update, ground, cross = (
+        math.fsum(column)
+        for column in np.array([finite_sums(base[name], tuned[name]) for name in roles]).T
+    )
+    other = math.fsum(finite_sums(tuned[name], base[name])[1] for name in roles)
+    out["matrix_update_norm"] = math.sqrt(update / ground)
+    out["matrix_correlation"] = cross / math.sqrt(ground * other)
     moved = [n for n in base if changed_stored(base[n], tuned[n]).any()]
     still = sum(base[n].numel() - changed_bf16(base[n], tuned[n]).sum() for n in moved)
     inside = sum(base[n].numel() for n in moved)

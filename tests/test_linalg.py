@@ -251,7 +251,7 @@ def test_a_wrong_shape_raises(wrong: object) -> None:
 
 
 def test_every_module_with_shapes_is_checked() -> None:
-    assert {"offaxis.linalg", "offaxis.measures.overlap", "offaxis.measures.spectral"} <= {
+    assert {"offaxis.linalg", "offaxis.measures.overlaps", "offaxis.measures.spectral"} <= {
         *SHAPE_CHECKED
     }
     assert linalg.subspace_angles.__wrapped__, "the import hook came too late"

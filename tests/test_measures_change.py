@@ -98,13 +98,13 @@ def test_an_identical_pair_correlates_at_any_scale(power: int) -> None:
     assert measures.correlation(found).value == pytest.approx(1)
     totals = PairTotals()
     totals.add(found, stored_name="w", is_matrix=True)
-    assert totals.correlation == pytest.approx(1)
+    assert totals.everything.correlation == pytest.approx(1)
 
 
 @given(entries=st.integers(1, 3000), changed=st.integers(0, 3000))
 def test_the_summary_divides_exactly(entries: int, changed: int) -> None:
     """Nothing changed is 1.0 to the last bit: the verdict `identical` hangs on it."""
-    totals = PairTotals(entries=entries, changed=min(changed, entries), base_square=1.0)
+    totals = PairTotals(entries=entries, changed=min(changed, entries))
     pair = summarise_pair("t", [], totals, sizes=None)
     assert pair["unchanged_bf16"] == pytest.approx((entries - totals.changed) / entries, rel=1e-15)
     assert pair["unchanged_stored"] == 1

@@ -52,6 +52,8 @@ def choose_spectra(
         raise InputError(
             f"--spectra {request!r} is not understood; use all, none or sample:N with N at least 1"
         )
+    if seed < 0:
+        raise InputError(f"seed {seed} is negative; use 0 or more")
     strata = _strata(roles)
     generator = np.random.default_rng(seed)
     chosen: set[str] = set()

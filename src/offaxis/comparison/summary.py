@@ -110,6 +110,7 @@ def summarise_pair(
         "unchanged_stored": _rest(totals.changed_stored, totals.entries),
         "unchanged_bf16_in_moved_tensors": _rest(totals.changed, totals.moved_entries),
         "relative_update_norm": totals.everything.relative_norm,
+        "correlation": totals.everything.correlation,
         "matrix_update_norm": judged.relative_norm,
         "matrix_correlation": judged.correlation,
     }

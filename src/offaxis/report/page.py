@@ -15,7 +15,7 @@ from plotly.offline import get_plotlyjs
 from offaxis.report import tables
 from offaxis.report.data import page_data
 from offaxis.report.figures import across, figure, fixed, section, series
-from offaxis.report.glossary import glossary
+from offaxis.report.glossary import glossary, title
 from offaxis.report.headline import Headline, headline
 from offaxis.report.text import count, escape, join, json_block, short_labels
 
@@ -122,17 +122,28 @@ def _contrasts(contrasts: pl.DataFrame | None, names: Mapping[str, str]) -> str:
     return tables.contrasts_table(contrasts, names) + drawn
 
 
+_HELD = {"norm": "update norm", "accuracy": "accuracy", "step": "steps"}
+"""What two runs were matched by, the fairest first."""
+
+
 def _differ(contrasts: pl.DataFrame | None) -> str:
-    """Whether the runs differ, in a sentence; empty where nothing was contrasted."""
+    """In which measures the runs differ, in a sentence; empty where nothing was contrasted."""
     if contrasts is None or contrasts.is_empty():
         return ""
-    words = {"step": "steps", "norm": "update norm", "accuracy": "accuracy"}
-    parts = []
-    for matched in dict.fromkeys(contrasts["matched_by"].to_list()):
-        rows = contrasts.filter(pl.col("matched_by") == matched)
-        found = rows.filter(pl.col("verdict") == "differ").height
-        parts.append(f"in {found} of {rows.height} at equal {words.get(matched, matched)}")
-    return f"The runs differ beyond their interval {join(parts)}."
+    matched = [one for one in _HELD if one in set(contrasts["matched_by"])]
+    matched += sorted(set(contrasts["matched_by"]) - set(_HELD))
+    found = {}
+    for one in matched:
+        rows = contrasts.filter(pl.col("matched_by") == one)
+        found[one] = (rows.filter(pl.col("verdict") == "differ")["measure"].to_list(), rows.height)
+    first, *others = matched
+    measures, total = found[first]
+    which = f" ({join([title(name).lower() for name in measures])})" if measures else ""
+    more = [f"in {len(found[one][0])} at equal {_HELD.get(one, one)}" for one in others]
+    return (
+        f"At equal {_HELD.get(first, first)} the runs differ beyond their interval in "
+        f"{len(measures)} of {total} measures{which}{'; ' if more else ''}{join(more)}."
+    )
 
 
 def _kept(data: Mapping[str, Any]) -> str:

@@ -138,7 +138,8 @@ def _differ(contrasts: pl.DataFrame | None) -> str:
         found[one] = (rows.filter(pl.col("verdict") == "differ")["measure"].to_list(), rows.height)
     first, *others = matched
     measures, total = found[first]
-    which = f" ({join([title(name).lower() for name in measures])})" if measures else ""
+    words = join([title(name).lower().replace(",", "") for name in measures])
+    which = f" ({words})" if words else ""
     more = [f"in {len(found[one][0])} at equal {_HELD.get(one, one)}" for one in others]
     return (
         f"At equal {_HELD.get(first, first)} the runs differ beyond their interval in "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,18 @@ def test_extreme_but_finite_weights_are_measured(
     want = reference.pair_summary(base, tuned if moved else base, models.roles_of(base))
     for name in ("relative_update_norm", "correlation", "unchanged_bf16"):
         assert pair[name] == pytest.approx(want[name], rel=1e-6), name
+
+
+def test_torch_keeps_its_number_of_threads(base: models.State, tmp_path: Path) -> None:
+    """Workers run BLAS on fewer; threads born afterwards (autograd's) must not inherit that."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        of_states(tmp_path, base, base)
+        with ThreadPoolExecutor(1) as fresh:
+            assert fresh.submit(torch.get_num_threads).result() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_model_of_zeros_is_measured(base: models.State, tmp_path: Path) -> None:

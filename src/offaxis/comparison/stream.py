@@ -79,15 +79,19 @@ class Stream:
         done, total = 0, sum(sizes)
 
         def measure(item: tuple[Part, tuple[PartPair | None, ...]]) -> _Found:
-            torch.set_num_threads(blas)  # of the calling thread alone
+            torch.set_num_threads(blas)  # of the calling thread, and of threads born later
             return self._measure(*item)
 
-        for (part, pairs), size, found in zip(
-            self.plan.parts, sizes, in_order(measure, self.plan.parts, workers), strict=True
-        ):
-            self._add(part, pairs, found)
-            done += size
-            progress(Progress(done, total, part.tensor))
+        before = torch.get_num_threads()
+        try:
+            for (part, pairs), size, found in zip(
+                self.plan.parts, sizes, in_order(measure, self.plan.parts, workers), strict=True
+            ):
+                self._add(part, pairs, found)
+                done += size
+                progress(Progress(done, total, part.tensor))
+        finally:
+            torch.set_num_threads(before)
 
     def _measure(self, part: Part, pairs: Sequence[PartPair | None]) -> _Found:
         ground: BaseSide | None = None

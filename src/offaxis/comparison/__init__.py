@@ -6,6 +6,7 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,21 +48,33 @@ def compare(
     One unusable checkpoint fails the whole comparison. Raises InputError and its subclasses.
     """
     started = time.time()
-    if not 0 < alpha < 1:
-        raise InputError(f"alpha {alpha} is outside (0, 1); it is the density of the fixed masks")
-    for name, rank in (("angle_rank", angle_rank), ("principal_rank", principal_rank)):
-        if rank is not None and rank < 1:
-            raise InputError(f"{name} {rank} is below 1; leave it out for the default")
-    if seed < 0:
-        raise InputError(f"seed {seed} is negative; use 0 or more")
     settings = Settings(alpha, angle_rank, principal_rank, seed, rounding_null)
+    _check(settings)
     plan = Plan.make(base, tuned, spectra=spectra, seed=seed, allow_pickle=allow_pickle)
     tell = announce or (lambda line: None)
     for line in plan.lines():
         tell(line)
     stream = Stream(plan, settings)
     stream.run(progress or (lambda step: None))
-    run = {
+    return stream.result(_record(started, spectra, settings, plan))
+
+
+def _check(settings: Settings) -> None:
+    if not 0 < settings.alpha < 1:
+        raise InputError(
+            f"alpha {settings.alpha} is outside (0, 1); it is the density of the fixed masks"
+        )
+    for name in ("angle_rank", "principal_rank"):
+        rank = getattr(settings, name)
+        if rank is not None and rank < 1:
+            raise InputError(f"{name} {rank} is below 1; leave it out for the default")
+    if settings.seed < 0:
+        raise InputError(f"seed {settings.seed} is negative; use 0 or more")
+
+
+def _record(started: float, spectra: str, settings: Settings, plan: Plan) -> dict[str, Any]:
+    """The `run` block: versions, seed and settings, renamings, time."""
+    return {
         "offaxis": offaxis.__version__,
         "torch": torch.__version__.split("+")[0],
         "numpy": np.__version__,
@@ -72,4 +85,3 @@ def compare(
         "settings": {"spectra": spectra, **asdict(settings)},
         "alignment": plan.record(),
     }
-    return stream.result(run)

@@ -58,7 +58,7 @@ def _narrow_to_odd(values: Any, singles: Any, bits: Any) -> None:
 
 def codes_of(raw: Any, single: Any, out: Any) -> Any:
     """The bfloat16 codes of `raw` (uint16 codes, float32 or float64): `raw` itself, or `out`."""
-    raise NotImplementedError("called from compiled code only")
+    raise TypeError("for compiled code only")
 
 
 @overload(codes_of)
@@ -117,7 +117,7 @@ def bf16_codes(tensor: torch.Tensor) -> npt.NDArray[np.uint16]:
 
 def fill_values(raw: Any, single: Any, out: Any) -> None:
     """Write the values of `raw` (uint16 bfloat16 codes, float32 or float64) to `out`."""
-    raise NotImplementedError("called from compiled code only")
+    raise TypeError("for compiled code only")
 
 
 @overload(fill_values)

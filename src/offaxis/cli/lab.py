@@ -32,7 +32,7 @@ def pretrain(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Pretrain the lab's base model again from its seed (about a quarter of an hour on two cores)."""
+    """Pretrain the lab's base model again from its seed (a quarter of an hour on two cores)."""
     import json
     import sys
     from dataclasses import replace

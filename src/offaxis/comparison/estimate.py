@@ -13,7 +13,7 @@ from offaxis.linalg import angle_rank
 
 __all__ = ["Estimate", "estimate"]
 
-_SCAN_RATE = 1.2e9  # entries a second for the scan and its masks on two cores
+_SCAN_RATE = 6e8  # entries a second and core for the scan, its masks and its nulls, roughly
 _PROBE = 384
 
 
@@ -50,7 +50,7 @@ def estimate(
         basis = short * short * long + 9.0 * short**3 + 4.0 * short * long * angle_rank(rows, cols)
         values = short * short * long + 2.0 * short**3
         flops += basis * (1 + tuned) + values * tuned
-    seconds = entries * tuned / _SCAN_RATE + (flops / _flop_rate() if shapes else 0.0)
+    seconds = entries * tuned / (_SCAN_RATE * threads()) + (flops / _flop_rate() if shapes else 0.0)
     return Estimate(read_bytes, matrices, len(shapes), seconds + 1.0)
 
 

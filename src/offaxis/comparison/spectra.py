@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from offaxis import measures
-from offaxis.linalg import Basis, Spectrum, singular_values, spectrum_and_basis
+from offaxis.linalg import singular_values, spectrum_and_basis
 from offaxis.measures import MEASURES, Number, undefined
 
 if TYPE_CHECKING:
@@ -56,7 +56,8 @@ def _moved(
 ) -> Iterator[tuple[str, Number]]:
     k, r = spectral.angle_rank, spectral.principal_rank
     change = singular_values(update)
-    before, after, basis = spectral.spectrum, *_tuned_spectrum(spectral, update)
+    before = spectral.spectrum
+    after, basis = spectrum_and_basis(spectral.matrix + update, rank=k)
     shift = measures.nss(before, after)
     if _too_rough(shift) and min(update.shape) <= _LARGEST_SVD:
         before = singular_values(spectral.matrix, exact=True)
@@ -72,7 +73,7 @@ def _moved(
     yield "rank1_norm_share", measures.rank1_norm_share(change)
     yield "effective_rank", measures.effective_rank(change)
     top = spectral.top(r)
-    turned = before.subspace_error(r)
+    turned = spectral.spectrum.subspace_error(r)
     inside = measures.energy_in_subspaces(update, top.left, top.right, angle_error=turned)
     for name, number in zip(("left", "right", "two_sided"), inside, strict=True):
         yield f"update_energy_{name}", number
@@ -80,10 +81,6 @@ def _moved(
     curves["singular_values_update"] = _curve(change.values)
     curves["angles_left_deg"] = _curve(left_angles)
     curves["angles_right_deg"] = _curve(right_angles)
-
-
-def _tuned_spectrum(spectral: Spectral, update: torch.Tensor) -> tuple[Spectrum, Basis]:
-    return spectrum_and_basis(spectral.matrix + update, rank=spectral.angle_rank)
 
 
 def _too_rough(shift: Number) -> bool:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from offaxis.comparison.sampling import Mean, mean_over
 from offaxis.kernels import Scan
-from offaxis.measures import MEASURES
+from offaxis.measures import MEASURES, correlation, relative_update_norm
 from offaxis.table import Measurement
 
 __all__ = ["PairTotals", "summarise_pair", "verdict"]
@@ -30,29 +29,17 @@ unrelated models have ‖ΔW‖/‖W₀‖ near √2 and correlation near 0."""
 
 
 @dataclass
-class Squares:
-    """Running sums of ΔW², W₀² and W₀·W₊."""
+class SquareTotals:
+    """Running sums of ΔW², W₀² and W₀·W₊ (`measures.change.Squares`)."""
 
-    update: float = 0.0
-    base: float = 0.0
+    update_square: float = 0.0
+    base_square: float = 0.0
     cross: float = 0.0
 
     def add(self, scan: Scan) -> None:
-        self.update += scan.update_square
-        self.base += scan.base_square
+        self.update_square += scan.update_square
+        self.base_square += scan.base_square
         self.cross += scan.cross
-
-    @property
-    def relative_norm(self) -> float | None:
-        """‖ΔW‖ / ‖W₀‖."""
-        return math.sqrt(self.update / self.base) if self.base else None
-
-    @property
-    def correlation(self) -> float | None:
-        """Cosine between W₀ and W₊."""
-        tuned = max(0.0, self.update - self.base + 2 * self.cross)
-        scale = math.sqrt(self.base) * math.sqrt(tuned)
-        return max(-1.0, min(1.0, self.cross / scale)) if scale else None
 
 
 @dataclass
@@ -62,8 +49,8 @@ class PairTotals:
     entries: int = 0
     changed: int = 0
     changed_stored: int = 0
-    everything: Squares = field(default_factory=Squares)
-    matrices_only: Squares = field(default_factory=Squares)
+    everything: SquareTotals = field(default_factory=SquareTotals)
+    matrices_only: SquareTotals = field(default_factory=SquareTotals)
     nonfinite_base: int = 0
     nonfinite_tuned: int = 0
     moved_entries: int = 0
@@ -109,10 +96,10 @@ def summarise_pair(
         "unchanged_bf16": _rest(totals.changed, totals.entries),
         "unchanged_stored": _rest(totals.changed_stored, totals.entries),
         "unchanged_bf16_in_moved_tensors": _rest(totals.changed, totals.moved_entries),
-        "relative_update_norm": totals.everything.relative_norm,
-        "correlation": totals.everything.correlation,
-        "matrix_update_norm": judged.relative_norm,
-        "matrix_correlation": judged.correlation,
+        "relative_update_norm": relative_update_norm(totals.everything).value,
+        "correlation": correlation(totals.everything).value,
+        "matrix_update_norm": relative_update_norm(judged).value,
+        "matrix_correlation": correlation(judged).value,
     }
     pair |= {name: mean.value for name, mean in means.items()}
     pair["intervals"] = {
@@ -193,12 +180,12 @@ def verdict(pair: Mapping[str, Any], means: Mapping[str, Mean]) -> dict[str, Any
 
 
 def _label(pair: Mapping[str, Any]) -> str:
-    norm, correlation = pair["matrix_update_norm"], pair["matrix_correlation"]
+    norm, cosine = pair["matrix_update_norm"], pair["matrix_correlation"]
     unchanged = pair["unchanged_bf16_in_moved_tensors"]
     if unchanged is None:
         return "identical" if pair["parameters"] else "undetermined"
     too_far = norm is not None and norm >= IMPLAUSIBLE_NORM
-    unrelated = correlation is not None and correlation < IMPLAUSIBLE_CORRELATION
+    unrelated = cosine is not None and cosine < IMPLAUSIBLE_CORRELATION
     if too_far or unrelated:
         return "implausible_base"
     if unchanged >= SMALL_STEP:

@@ -11,14 +11,12 @@ import numpy.typing as npt
 import torch
 from numba import njit
 
-from offaxis.kernels.bits import bf16_codes
 from offaxis.kernels.pool import for_each, spans
 
 __all__ = [
     "MAGNITUDE_BINS",
     "bin_counts",
     "block_counts",
-    "magnitude_histogram",
     "pack",
     "popcount",
     "run_counts",
@@ -68,11 +66,6 @@ def bin_counts(codes: npt.NDArray[np.uint16], mask: Bits | None = None) -> npt.N
 
     parts = for_each(one, spans(codes.size, multiple=8, smallest=_SMALLEST_SPAN))
     return np.sum(parts, axis=0, dtype=np.int64) if parts else np.zeros(MAGNITUDE_BINS, np.int64)
-
-
-def magnitude_histogram(tensor: torch.Tensor) -> npt.NDArray[np.int64]:
-    """`bin_counts` of a tensor of any float dtype, rounded to bfloat16 once."""
-    return bin_counts(bf16_codes(tensor))
 
 
 def popcount(mask: Bits) -> int:

@@ -1,6 +1,7 @@
 """How much changed, and where along rows and columns: plain readings of one bit scan."""
 
 import math
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -9,6 +10,7 @@ from offaxis.kernels import Scan, block_counts
 from offaxis.measures.number import Number, undefined
 
 __all__ = [
+    "Squares",
     "column_changed",
     "correlation",
     "mask_picture",
@@ -19,6 +21,17 @@ __all__ = [
 ]
 
 Floats = npt.NDArray[np.float64]
+
+
+class Squares(Protocol):
+    """Sums of ΔW², W₀² and W₀·W₊: of one scan, or added up over tensors."""
+
+    @property
+    def update_square(self) -> float: ...
+    @property
+    def base_square(self) -> float: ...
+    @property
+    def cross(self) -> float: ...
 
 
 def unchanged_bf16(scan: Scan) -> Number:
@@ -35,18 +48,18 @@ def unchanged_stored(scan: Scan) -> Number:
     return _share(scan.entries - scan.changed_stored, scan.entries)
 
 
-def relative_update_norm(scan: Scan) -> Number:
+def relative_update_norm(sums: Squares) -> Number:
     """‖ΔW‖_F / ‖W₀‖_F over finite entries, in [0, ∞)."""
-    if scan.base_square == 0:
+    if sums.base_square == 0:
         return undefined("base_is_zero")
-    return Number(math.sqrt(scan.update_square / scan.base_square))
+    return Number(math.sqrt(sums.update_square / sums.base_square))
 
 
-def correlation(scan: Scan) -> Number:
+def correlation(sums: Squares) -> Number:
     """Cosine between W₀ and W₊ as vectors, in [−1, 1]; near 0 for unrelated models."""
-    tuned_square = max(0.0, scan.update_square - scan.base_square + 2 * scan.cross)
-    scale = math.sqrt(scan.base_square * tuned_square)
-    return Number(max(-1.0, min(1.0, scan.cross / scale))) if scale else undefined("zero_norm")
+    tuned_square = max(0.0, sums.update_square - sums.base_square + 2 * sums.cross)
+    scale = math.sqrt(sums.base_square) * math.sqrt(tuned_square)
+    return Number(max(-1.0, min(1.0, sums.cross / scale))) if scale else undefined("zero_norm")
 
 
 def row_changed(scan: Scan) -> Floats:

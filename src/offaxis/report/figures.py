@@ -51,8 +51,8 @@ _FIXED = {
     ),
     "consensus": (
         "Consensus of the runs",
-        "Mean share of runs in which the entries of each block changed: dark blocks are changed "
-        "by most runs.",
+        "Mean share of runs in which the entries of each block changed: blocks near the top of "
+        "the scale are changed by most runs.",
     ),
 }
 

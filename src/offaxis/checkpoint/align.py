@@ -1,12 +1,14 @@
 """Match the tensors of a tuned checkpoint with those of its base, from headers alone.
 
 Both sides are cut into pieces under names that do not depend on fusing or stacking; the best
-renaming carries the tuned names onto the base's; what stays unmatched becomes an explicit row.
+renaming carries the tuned names onto the base's; experts that the two sides store in different
+orientations are read as the base stores them; what stays unmatched becomes an explicit row.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -23,7 +25,7 @@ from offaxis.checkpoint.types import (
     View,
 )
 from offaxis.checkpoint.wording import check_alike, check_unique, check_whole, words
-from offaxis.names import Piece, pieces, rename
+from offaxis.names import Piece, Rule, pieces, rename
 
 __all__ = ["align", "read_pair"]
 
@@ -44,11 +46,12 @@ def align(base: Checkpoint, tuned: Checkpoint) -> Aligned:
     check_unique(base, ours)
     check_unique(tuned, theirs)
     renaming = rename(
-        {piece.key: piece.shape for piece in ours}, {piece.key: piece.shape for piece in theirs}
+        {piece.key: piece.extent for piece in ours}, {piece.key: piece.extent for piece in theirs}
     )
     landed = {new: old for old, new in renaming.names.items()}
     by_key = {piece.key: piece for piece in theirs}
-    couples = [(piece, by_key.get(landed.get(piece.key, ""))) for piece in ours]
+    found = [(piece, by_key.get(landed.get(piece.key, ""))) for piece in ours]
+    couples = [(one, other and other.facing(one)) for one, other in found]
     rest = [piece for piece in theirs if piece.key not in renaming.names]
     matched = [(one, other) for one, other in couples if other is not None]
     check_alike(base, tuned, couples)
@@ -63,11 +66,19 @@ def align(base: Checkpoint, tuned: Checkpoint) -> Aligned:
             pairs.append(sides.pair(one, other))
     rows.extend(sides.leftover(piece) for piece in rest)
     renamed = {other.label: one.label for one, other in matched if other.name != one.name}
-    return Aligned(tuple(pairs), tuple(rows), words(renaming.rules, matched), renamed)
+    return Aligned(tuple(pairs), tuple(rows), _words(renaming.rules, matched), renamed)
+
+
+def _words(rules: Sequence[Rule], matched: Sequence[tuple[Piece, Piece]]) -> str:
+    """The renaming in words, and whether experts had to be turned."""
+    said = words(rules, matched)
+    if not any(other.turned for _, other in matched):
+        return said
+    return "turned experts" if said == "identity" else f"{said}; turned experts"
 
 
 def read_pair(base: Checkpoint, tuned: Checkpoint, pair: PartPair) -> TensorPair:
-    """The values of one matched part: contiguous, in stored dtype and orientation."""
+    """The values of one matched part: contiguous, in stored dtype and the base's orientation."""
     return TensorPair(
         pair.part, _cut(base[pair.base.name], pair.base), _cut(tuned[pair.tuned.name], pair.tuned)
     )
@@ -78,6 +89,8 @@ def _cut(tensor: torch.Tensor, view: View) -> torch.Tensor:
         tensor = tensor[tuple(slice(start, stop) for start, stop in view.slices)]
     if view.drop_leading:
         tensor = tensor[0]
+    if isinstance(view, _Turned):
+        tensor = tensor.T
     return tensor.contiguous()
 
 
@@ -166,5 +179,11 @@ def _part(piece: Piece) -> Part:
     )
 
 
+@dataclass(frozen=True)
+class _Turned(View):
+    """A view whose slices cut out the transpose of the part."""
+
+
 def _view(piece: Piece) -> View:
-    return View(piece.name, piece.slices, piece.drop_leading)
+    kind = _Turned if piece.turned else View
+    return kind(piece.name, piece.slices, piece.drop_leading)

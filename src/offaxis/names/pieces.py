@@ -1,15 +1,15 @@
 """Cut stored tensors into the pieces that are measured by themselves.
 
 A piece carries a *key*: the name it would have if every projection and every expert were saved
-apart. Fused and split, stacked and single checkpoints of one model have the same keys, which is
-what lets them be aligned.
+apart, in the words that transformers uses in memory. Fused and split, stacked and single
+checkpoints of one model have the same keys but for a prefix, which is what lets them be aligned.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from offaxis.names.place import Place, Shape, is_index, is_matrix, place, unwrap
 
@@ -19,6 +19,10 @@ Slices = tuple[tuple[int, int], ...]
 
 _QKV = ("q_proj", "k_proj", "v_proj")
 _GATE_UP = ("gate_proj", "up_proj")
+_MULTIHEAD = ("in_proj_weight", "in_proj_bias")
+"""The fused parameters of torch.nn.MultiheadAttention, which end in no `weight` or `bias`."""
+_EXPERT = re.compile(r"(\.experts\.\d+\.)(w1|w2|w3)(?=\.|$)")
+_MIXTRAL = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,25 @@ class Piece:
     """One (start, stop) per stored axis; None is the whole tensor."""
     drop_leading: bool = False
     """True for one expert of a stack: the leading axis has extent 1 and is dropped."""
+    turned: bool = False
+    """True where `shape` is that of the transpose of what `slices` cut out (see `facing`)."""
+
+    def facing(self, other: Piece) -> Piece:
+        """This piece, turned if it is stored the other way round than `other`.
+
+        Only experts are turned: shapes of whole stacks prove which way each is stored, and the
+        same model has both (Qwen3-VL-MoE is published as (in, out) and saved as (out, in)).
+        """
+        stacked = self.drop_leading or other.drop_leading
+        if not stacked or self.place.transposed == other.place.transposed:
+            return self
+        where = replace(self.place, transposed=other.place.transposed)
+        return replace(self, shape=self.shape[::-1], place=where, turned=not self.turned)
+
+    @property
+    def extent(self) -> Shape:
+        """The shape, as (out, in) for an expert of a stack whichever way it is stored."""
+        return self.shape[::-1] if self.drop_leading and self.place.transposed else self.shape
 
     @property
     def is_matrix(self) -> bool:
@@ -88,15 +111,28 @@ def _cut(
         return
     cut = None if where.buffer else _fused(clean, shape, shapes, config)
     if cut is None:
-        yield Piece(clean, name, name, where, shape)
+        yield Piece(_in_memory(clean), name, name, where, shape)
         return
-    module, leaf = clean.rsplit(".", 1)
-    parent = module.rpartition(".")[0]
-    bias = leaf == "bias"
+    parent, _, leaf = _parse(clean)
     for role, slices, extent in _slabs(cut, shape):
-        piece_place = Place(where.layer, "bias" if bias else role, where.expert, where.transposed)
         key = f"{parent}.{role}.{leaf}" if parent else f"{role}.{leaf}"
-        yield Piece(key, name, f"{name}[{role}]", piece_place, extent, slices)
+        piece_place = where.named("bias" if leaf == "bias" else role)
+        yield Piece(_in_memory(key), name, f"{name}[{role}]", piece_place, extent, slices)
+
+
+def _in_memory(name: str) -> str:
+    """`name` in the words of memory: Mixtral's kin save `block_sparse_moe` and `w1`, `w2`, `w3`."""
+    words = ("mlp" if word == "block_sparse_moe" else word for word in name.split("."))
+    return _EXPERT.sub(lambda found: found[1] + _MIXTRAL[found[2]], ".".join(words))
+
+
+def _parse(name: str) -> tuple[str, str, str]:
+    """(parent, owner, `weight` or `bias`) of a parameter that may be fused."""
+    module, _, leaf = name.rpartition(".")
+    if leaf in _MULTIHEAD:
+        return module, "in_proj_weight", leaf.removeprefix("in_proj_")
+    parent, _, owner = module.rpartition(".")
+    return parent, owner, leaf
 
 
 def _slabs(cut: _Cut, shape: Shape) -> Iterator[tuple[str, Slices, Shape]]:
@@ -118,20 +154,24 @@ def _fused(
 
     - `gate_up_proj` (2i, h): rows, halves.
     - `qkv_proj` (q + 2kv, h) beside an `o_proj` (h, q): rows; also found from the config.
-    - `qkv` (3h, h) in a vision block: rows, thirds.
+    - `in_proj_qkv` (2k + v, h) of a linear attention beside its `in_proj_z` (v, h): rows.
+    - `qkv` (3h, h) in a vision block, `in_proj_weight` of a MultiheadAttention: rows, thirds.
     - `c_attn` (h, 3h) of a Conv1D: columns, thirds. A `c_attn` of a Linear stays whole: whether
       its heads are interleaved cannot be told from its shape.
     """
-    module, _, leaf = name.rpartition(".")
-    parent, _, owner = module.rpartition(".")
-    weight = shapes.get(f"{module}.weight", ())
+    parent, owner, leaf = _parse(name)
+    stem = f"{parent}.{owner}" if parent else owner
+    weight = shapes.get(stem if owner in _MULTIHEAD else f"{stem}.weight", ())
     if len(shape) != {"weight": 2, "bias": 1}.get(leaf) or len(weight) != 2:
         return None
     if owner == "gate_up_proj" and shape[0] % 2 == 0:
         return _Cut(0, _GATE_UP, (shape[0] // 2,) * 2)
-    if owner == "qkv_proj":
-        return _qkv_rows(shape[0], shapes.get(f"{parent}.o_proj.weight", ()), config)
-    if owner == "qkv" and weight[0] == 3 * weight[1]:
+    if owner in ("qkv_proj", "in_proj_qkv"):
+        beside = "o_proj" if owner == "qkv_proj" else "in_proj_z"
+        known = shapes.get(f"{parent}.{beside}.weight", ())
+        cut = _qkv_rows if owner == "qkv_proj" else _linear_rows
+        return cut(shape[0], known, config)
+    if owner in ("qkv", "in_proj_weight") and weight[0] == 3 * weight[1]:
         return _Cut(0, _QKV, (weight[1],) * 3)
     if owner == "c_attn" and weight[1] == 3 * weight[0]:
         return _Cut(len(shape) - 1, _QKV, (weight[0],) * 3)
@@ -145,6 +185,12 @@ def _qkv_rows(rows: int, output: Shape, config: Mapping[str, object]) -> _Cut | 
     if query <= 0 or rest <= 0 or rest % 2 or rest // 2 > query:
         return None
     return _Cut(0, _QKV, (query, rest // 2, rest // 2))
+
+
+def _linear_rows(rows: int, gate: Shape, config: Mapping[str, object]) -> _Cut | None:
+    """v rows = rows of the output gate; q and k share the rest."""
+    rest = rows - gate[0] if len(gate) == 2 else 0
+    return _Cut(0, _QKV, (rest // 2, rest // 2, gate[0])) if rest > 0 and rest % 2 == 0 else None
 
 
 def _query_rows(config: Mapping[str, object]) -> int:
@@ -182,13 +228,14 @@ def _cut_stack(name: str, shape: Shape, leaf: str, shapes: Mapping[str, Shape]) 
     slabs = list(_slabs(cut, shape))
     for expert in range(shape[0]):
         for role, slices, extent in slabs:
-            known = role if fused else where.role
             tag = f"{expert},{role}" if fused else str(expert)
             yield Piece(
-                key=f"{experts}.{expert}.{role}.weight",
+                key=_in_memory(f"{experts}.{expert}.{role}.weight"),
                 name=name,
                 label=f"{name}[{tag}]",
-                place=Place(where.layer, known, expert, transposed),
+                place=replace(
+                    where.named(role) if fused else where, expert=expert, transposed=transposed
+                ),
                 shape=extent[1:],
                 slices=((expert, expert + 1), *slices[1:]),
                 drop_leading=True,

@@ -3,13 +3,18 @@
 Roles come from the module that owns the parameter (`q_proj`, `c_fc`, `ln_1`), looked up in one
 table; where a word means different things in attention and MLP (`c_proj`, `dense`), the modules
 above it decide. A name that no rule knows has the role `other` and is measured all the same.
+
+A model may hold several towers, each with its own layer 3. What lies in a vision or audio tower
+carries the tower before its role (`vision.q_proj`, `vision.norm`), so that layer and role together
+never mix two towers; a role without a prefix belongs to the language model or to what joins the
+towers. `Place.tower` and `Place.kind` take the two apart.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 __all__ = ["MATRIX_EXEMPT", "ROLES", "Place", "is_index", "is_matrix", "place", "unwrap"]
@@ -21,8 +26,14 @@ ROLES = (
     "k_proj",
     "v_proj",
     "o_proj",
+    "q_a_proj",
+    "q_b_proj",
+    "kv_a_proj_with_mqa",
+    "kv_b_proj",
+    "qkv_proj",
     "gate_proj",
     "up_proj",
+    "gate_up_proj",
     "down_proj",
     "router",
     "embed",
@@ -34,6 +45,12 @@ ROLES = (
     "value_head",
     "other",
 )
+"""Every role, before the prefix of a tower.
+
+`q_a_proj` ... `kv_b_proj` are the low-rank halves of multi-head latent attention, kept as stored:
+`kv_b_proj` interleaves keys and values head by head. `qkv_proj` and `gate_up_proj` are fused
+weights that cannot be cut into slabs (interleaved by head or by row, or of unknown split).
+"""
 
 MATRIX_EXEMPT = frozenset(
     {"embed", "position_embed", "lm_head", "norm", "bias", "classifier", "value_head"}
@@ -44,6 +61,13 @@ _WRAPPERS = re.compile(
     r"(?:(?<=\.)|^)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
 )
 
+_TOWERS: Mapping[str, str] = {
+    **dict.fromkeys(
+        ("visual", "vision_tower", "vision_model", "vision_encoder", "image_encoder"), "vision"
+    ),
+    **dict.fromkeys(("audio_tower", "audio_model", "audio_encoder"), "audio"),
+}
+
 _CONTAINERS = re.compile(r"(?:^|_)(?:layers?|blocks?|h|resblocks|units)$")
 
 _MODULES: Mapping[str, str] = {
@@ -51,6 +75,10 @@ _MODULES: Mapping[str, str] = {
     **dict.fromkeys(("k_proj", "key", "c_k", "wk", "k_lin", "to_k"), "k_proj"),
     **dict.fromkeys(("v_proj", "value", "c_v", "wv", "v_lin", "to_v"), "v_proj"),
     **dict.fromkeys(("o_proj", "wo", "out_lin"), "o_proj"),
+    **{mla: mla for mla in ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj")},
+    **dict.fromkeys(("qkv_proj", "qkv", "Wqkv", "query_key_value", "in_proj_weight"), "qkv_proj"),
+    "in_proj_qkv": "qkv_proj",
+    "gate_up_proj": "gate_up_proj",
     **dict.fromkeys(("gate_proj", "w1"), "gate_proj"),
     **dict.fromkeys(("up_proj", "w3", "c_fc", "fc1", "fc_in", "dense_h_to_4h"), "up_proj"),
     **dict.fromkeys(("down_proj", "w2", "fc2", "fc_out", "dense_4h_to_h"), "down_proj"),
@@ -70,6 +98,8 @@ _MODULES: Mapping[str, str] = {
 _ATTENTION = re.compile(r"attn|attention")
 _FEED_FORWARD = re.compile(r"mlp|feed_forward|ffn|moe|experts")
 _NORM = re.compile(r"norm|^ln(?:_|\d|$)|^ln_f$")
+_MLP_ONLY: Mapping[str, str] = {"linear_fc1": "up_proj", "linear_fc2": "down_proj"}
+"""Words that name the MLP of a vision block, and in a merger its two unlike linears."""
 _BUFFERS = ("inv_freq", "original_inv_freq", "masked_bias", "position_ids", "rope.freqs")
 
 
@@ -78,12 +108,29 @@ class Place:
     """Where a parameter sits in its model."""
 
     layer: int | None
+    """The layer's number within its tower."""
     role: str
+    """One of `ROLES`, after `vision.` or `audio.` in such a tower."""
     expert: int | None
+    """The number of a routed expert; None elsewhere, a shared expert included."""
     transposed: bool
     """True where the model multiplies by the transpose of what is stored (GPT-2's Conv1D)."""
     buffer: bool = False
     """True for a constant that is no parameter: a causal mask, a table of rotary frequencies."""
+
+    @property
+    def tower(self) -> str:
+        """`vision`, `audio`, or an empty string for the language model."""
+        return self.role.rpartition(".")[0]
+
+    @property
+    def kind(self) -> str:
+        """The role without its tower: one of `ROLES`."""
+        return self.role.rpartition(".")[2]
+
+    def named(self, kind: str) -> Place:
+        """The same place with another role of the same tower."""
+        return replace(self, role=_join(self.tower, kind))
 
 
 def unwrap(name: str) -> str:
@@ -99,7 +146,7 @@ def is_index(token: str) -> bool:
 def is_matrix(shape: Sequence[int], place: Place) -> bool:
     """2-D, min(m, n) >= 2, and no embedding, head, norm, bias or buffer."""
     return (
-        len(shape) == 2 and min(shape) >= 2 and place.role not in MATRIX_EXEMPT and not place.buffer
+        len(shape) == 2 and min(shape) >= 2 and place.kind not in MATRIX_EXEMPT and not place.buffer
     )
 
 
@@ -114,11 +161,20 @@ def place(name: str, shape: Sequence[int], *, shapes: Mapping[str, Shape] | None
     buffer = _is_buffer(segments, shape)
     return Place(
         layer=_index_after(segments, _CONTAINERS),
-        role="other" if buffer else _role(segments, len(shape)),
+        role=_join(_tower(segments), "other" if buffer else _role(segments, len(shape))),
         expert=_index_after(segments, re.compile(r"^(?:experts?|local_experts)$")),
         transposed=not buffer and _transposed(unwrap(name), segments, shape, shapes),
         buffer=buffer,
     )
+
+
+def _tower(segments: Sequence[str]) -> str:
+    """The tower of the first segment that names one, or an empty string."""
+    return next((_TOWERS[segment] for segment in segments if segment in _TOWERS), "")
+
+
+def _join(tower: str, kind: str) -> str:
+    return f"{tower}.{kind}" if tower else kind
 
 
 def _index_after(segments: Sequence[str], container: re.Pattern[str]) -> int | None:
@@ -156,15 +212,17 @@ def _role(segments: Sequence[str], rank: int) -> str:
 def _by_context(owner: str, above: Sequence[str], rank: int) -> str:
     """Roles of words that mean one thing in attention and another elsewhere."""
     path = ".".join(above[-2:])
+    nearest = above[-1] if above else ""
     if owner in ("c_proj", "out_proj", "dense", "proj", "output"):
-        nearest = above[-1] if above else ""
         if _ATTENTION.search(nearest) or (owner == "dense" and _ATTENTION.search(path)):
             return "o_proj"
         if owner == "c_proj" and _FEED_FORWARD.search(nearest):
             return "down_proj"
     if owner == "gate" and _FEED_FORWARD.search(path) and rank == 2:
         return "router"
-    if owner == "output" and not above:
+    if owner in _MLP_ONLY and nearest == "mlp":
+        return _MLP_ONLY[owner]
+    if (owner == "output" and not above) or (owner == "head" and nearest == "shared_head"):
         return "lm_head"
     return "other"
 
@@ -172,7 +230,12 @@ def _by_context(owner: str, above: Sequence[str], rank: int) -> str:
 def _transposed(
     name: str, segments: Sequence[str], shape: Sequence[int], shapes: Mapping[str, Shape] | None
 ) -> bool:
-    """Conv1D stores (in, out). A sibling `c_attn` with more columns than rows proves it."""
+    """Conv1D stores (in, out). A sibling `c_attn` with more columns than rows proves it.
+
+    Gemma 3 multiplies by its bare `mm_input_projection_weight` from the right: (in, out) as well.
+    """
+    if segments[-1] == "mm_input_projection_weight":
+        return len(shape) == 2
     if len(shape) != 2 or segments[-1] != "weight" or len(segments) < 3:
         return False
     if segments[-2] not in ("c_attn", "c_proj", "c_fc", "q_attn"):

@@ -136,7 +136,9 @@ def _proposals(name: str, endings: Mapping[str, list[str]]) -> Iterator[tuple[Ru
 
 
 def _plausible(name: str, target: str, ending: str, old: str, new: str) -> bool:
-    """Same layer and expert on both sides, and more in common than a bare `weight`.
+    """Same layer, expert and tower on both sides, and more in common than a bare `weight`.
+
+    A tower may be saved by itself, without the prefix that tells it: then one beginning is empty.
 
     A beginning may hold a number only if the layer number is in the common ending, or the rule
     would rename one layer.
@@ -144,7 +146,7 @@ def _plausible(name: str, target: str, ending: str, old: str, new: str) -> bool:
     here, there = place(name, ()), place(target, ())
     if (here.layer, here.expert) != (there.layer, there.expert):
         return False
-    if old and new and "." not in ending:
+    if old and new and ("." not in ending or here.tower != there.tower):
         return False
     numbered = any(part.isdigit() for part in (old + new).split("."))
     return not numbered or place(ending, ()).layer == here.layer is not None

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from jaxtyping import install_import_hook
 
 _SOURCE = Path(__file__).parents[1] / "src" / "offaxis"
@@ -58,3 +59,18 @@ def pairs() -> Path:
     if not (found / "base" / "model.safetensors").is_file():
         pytest.skip(f"no real pairs at {found} (local test material, see DESIGN.md section 6)")
     return found
+
+
+@pytest.fixture(scope="session")
+def small_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny lab model that often fails, made once for all workers of pytest-xdist."""
+    from lab_base import small_model
+
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    made = root / "lab-base"
+    with FileLock(root / "lab-base.lock"):
+        if not made.exists():
+            small_model(root / "lab-base.part").rename(made)
+    return made

@@ -185,6 +185,25 @@ def redraw_within_bins(
     return out.reshape(mask.shape)
 
 
+def redraw_together(
+    base: np.ndarray, masks: Sequence[np.ndarray], generator: np.random.Generator
+) -> list[np.ndarray]:
+    """Several masks redrawn within bins of equal |W₀|, the bits of an entry staying together."""
+    bins = magnitude_bins(base).reshape(-1)
+    source = np.arange(bins.size)
+    for b in np.unique(bins):
+        here = np.flatnonzero(bins == b)
+        source[here] = generator.permutation(here)
+    return [mask.reshape(-1)[source].reshape(mask.shape) for mask in masks]
+
+
+def null_rate(base: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """For each entry the changed share of its magnitude bin; means of it are null profiles."""
+    bins = magnitude_bins(base)
+    shares = bin_totals(bins, mask) / np.maximum(bin_totals(bins), 1)
+    return np.asarray(shares[bins])
+
+
 def jaccard(one: np.ndarray, other: np.ndarray) -> float | None:
     union = (one | other).sum()
     return float((one & other).sum() / union) if union else None

@@ -34,6 +34,9 @@ PAIR_MEASURES = (
 )
 
 
+PROFILE_MEASURES = ("stripes", "profile_correlation", "profile_correlation_magnitude_null")
+
+
 @dataclass
 class Made:
     """What `render` takes, and the generator that fills it."""
@@ -80,6 +83,23 @@ def matrix_measures(rng: np.random.Generator, size: float, role: str) -> dict[st
     return out
 
 
+def stretches(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """At most 256 means, as null profiles are stored."""
+    return np.array([part.mean() for part in np.array_split(values, min(256, values.size))])
+
+
+def consensus_curves(rng: np.random.Generator, tensor: str, shape: tuple[int, int]) -> list[Curve]:
+    """Consensus of the runs on one matrix, with stripes that its null lacks."""
+    rows, cols = (min(96, extent) for extent in shape)
+    stripes = 0.4 + 0.2 * (np.arange(rows)[:, None] % 3 == 0) + rng.uniform(0, 0.1, (rows, cols))
+    null = np.full((rows, cols), stripes.mean())
+    found = {"consensus_picture": stripes, "consensus_picture_magnitude_null": null}
+    for ending, picture in (("", stripes), ("_magnitude_null", null)):
+        found[f"consensus_rows{ending}"] = picture.mean(1)
+        found[f"consensus_columns{ending}"] = picture.mean(0)
+    return [Curve("", tensor, name, v.shape, v.ravel()) for name, v in found.items()]
+
+
 def matrix_curves(
     rng: np.random.Generator, tuned: str, tensor: str, shape: tuple[int, int], size: float
 ) -> list[Curve]:
@@ -90,14 +110,20 @@ def matrix_curves(
     angles = np.sort(np.abs(rng.normal(0, 400 * size, max(1, rank // 8))))
     side = (min(96, rows), min(96, cols))
     share = min(0.9, size * 300)
+    rows_seen, cols_seen = (
+        np.clip(share * (1 + wide * rng.normal(0, 1, n)), 0, 1)
+        for wide, n in ((0.1, rows), (0.3, cols))
+    )
     found: dict[str, np.ndarray[Any, Any]] = {
+        "row_changed_magnitude_null": stretches(share + 0.3 * (rows_seen - share)),
+        "column_changed_magnitude_null": stretches(share + 0.3 * (cols_seen - share)),
         "singular_values_base": base,
         "singular_values_tuned": base * (1 + size * rng.normal(0, 1, rank)),
         "singular_values_update": 30 * size * np.exp(-np.arange(rank) / (rank / 6)),
         "angles_left_deg": angles,
         "angles_right_deg": angles * 1.1,
-        "row_changed": np.clip(share + 0.1 * share * rng.normal(0, 1, rows), 0, 1),
-        "column_changed": np.clip(share + 0.3 * share * rng.normal(0, 1, cols), 0, 1),
+        "row_changed": rows_seen,
+        "column_changed": cols_seen,
         "ulp_histogram": np.round(
             rows * cols * np.array([1 - share, *(share * 0.5 ** np.arange(1, 13))])
         ),
@@ -159,6 +185,9 @@ def make_across(
         {"tuned": name, "run": name.rsplit("-", 1)[0], "step": int(name.rsplit("-", 1)[1])}
         | {key: pair[key] for key in ("unchanged_bf16", "relative_update_norm", "nss")}
         | {"principal_overlap": pair["principal_overlap"]}
+        | {"row_profile_correlation": 0.8, "row_profile_correlation_magnitude_null": 0.6}
+        | {"column_profile_correlation": 0.5, "column_profile_correlation_magnitude_null": 0.45}
+        | {"intervals": {"row_profile_correlation": [0.75, 0.85]}}
         for name, pair in zip(tuned, pairs, strict=True)
     ]
     return {
@@ -168,6 +197,7 @@ def make_across(
         "changed_in_r_runs": (counts / counts.sum()).tolist(),
         "jaccard": seen.tolist(),
         "jaccard_null": null.tolist(),
+        "consensus_of": list({row["run"]: row["tuned"] for row in series}.values()),
         "series": series,
     }
 
@@ -187,6 +217,11 @@ def add_checkpoint(made: Made, tuned: str, size: float, layers: int, width: int)
             values.append(found)
             place = (tuned, tensor, layer, role, None, *shape)
             made.rows += [Measurement(*place, name, value) for name, value in found.items()]
+            made.rows += [
+                Measurement(*place, f"{side}_{name}", float(value))
+                for side in ("row", "column")
+                for name, value in zip(PROFILE_MEASURES, made.rng.uniform(0.5, 0.9, 3), strict=True)
+            ]
             made.curves += matrix_curves(rng, tuned, tensor, shape, size)
         name = f"model.layers.{layer}.input_layernorm.weight"
         norm = (tuned, name, layer, "norm", None, width, 1)
@@ -208,9 +243,9 @@ def make(
     made = Made(np.random.default_rng(seed))
     pairs = [add_checkpoint(made, name, size, layers, width) for name, size in sizes.items()]
     for layer in range(layers):
-        tensor = f"model.layers.{layer}.self_attn.q_proj.weight"
-        picture = made.rng.uniform(0.1, 0.6, (64, 64))
-        made.curves.append(Curve("", tensor, "consensus_picture", (64, 64), picture.ravel()))
+        for role in ("q_proj", "o_proj"):
+            tensor = f"model.layers.{layer}.self_attn.{role}.weight"
+            made.curves += consensus_curves(made.rng, tensor, (width, width))
     summary = {
         "schema": 1,
         "base": "models/qwen3-tiny-base",
@@ -221,6 +256,7 @@ def make(
             "command": "offaxis compare base runs/* --out report",
             "seed": 0,
             "settings": {"alpha": 0.5, "angle_rank": None},
+            "heads": {"query": 4, "key_value": 1, "dim": width // 4},
             "renamings": {"_orig_mod.model.norm.weight": "model.norm.weight"},
         },
     }

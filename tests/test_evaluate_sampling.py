@@ -8,10 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from lab_base import untrained_model
 from offaxis.errors import CheckpointError, InputError
-from offaxis.evaluate import avg_at_k, correctness, sample_completions
+from offaxis.evaluate import avg_at_k, correctness, sample, sample_completions
 from offaxis.lab import BASE
-from offaxis.lab.arithmetic import problems
+from offaxis.lab.tasks import TASKS
 from offaxis.live import LiveModel, load_live, pick_device
 from offaxis.verifiers import integer_reward
 
@@ -28,13 +29,14 @@ def test_it_loads_in_float32_ready_to_run(base: LiveModel) -> None:
 
 
 def test_completions_come_in_the_order_of_the_prompts(base: LiveModel) -> None:
-    drawn = problems(12, seed=7, split="held_out")
+    drawn = TASKS["arithmetic"].problems(12, seed=7, split="held_out")
     texts = sample_completions(
         base, [p.prompt for p in drawn], k=8, max_new_tokens=28, batch_size=30
     )
     assert [len(row) for row in texts] == [8] * 12
-    right = correctness(texts, [p.answer for p in drawn], reward=integer_reward)
-    shuffled = correctness(texts, [p.answer for p in drawn[::-1]], reward=integer_reward)
+    answers = [int(p.answer) for p in drawn]
+    right = correctness(texts, answers, reward=integer_reward)
+    shuffled = correctness(texts, answers[::-1], reward=integer_reward)
     assert avg_at_k(right).value > 0.3 > avg_at_k(shuffled).value
 
 
@@ -73,6 +75,24 @@ def test_samples_come_from_the_whole_softmax(base: LiveModel) -> None:
         assert texts.count(character) / 4000 == pytest.approx(chance, abs=error + 1e-3)
     cold = sample_completions(base, ["12+7*3="], k=50, max_new_tokens=1, temperature=1e-3)[0]
     assert set(cold) == {base.tokenizer.decode([int(expected.argmax())])}
+
+
+def test_tokens_end_at_the_first_end_of_text_and_agree_with_the_text(tmp_path: Path) -> None:
+    live = load_live(untrained_model(tmp_path / "model"), device="cpu")
+    end, special = live.tokenizer.eos_token_id, set(live.tokenizer.all_special_ids)
+    # A model of chance: it says the end, padding and unused numbers in the middle of a text.
+    rows = sample(live, ["12+7*3=", "1"], k=100, max_new_tokens=30, seed=1, batch_size=70)
+    drawn = [one for row in rows for one in row]
+    for one in drawn:
+        assert len(one.tokens) == 30 if end not in one.tokens else one.tokens.index(end) >= 0
+        assert one.tokens.count(end) == (one.tokens[-1] == end)
+        assert one.text == live.tokenizer.decode(list(one.tokens), skip_special_tokens=True)
+    assert 20 < sum(one.tokens[-1] == end for one in drawn) < 150
+    assert any(special & set(one.tokens[:-1]) for one in drawn)
+    texts = sample_completions(
+        live, ["12+7*3=", "1"], k=100, max_new_tokens=30, seed=1, batch_size=70
+    )
+    assert texts == [[one.text for one in row] for row in rows]
 
 
 def test_bad_sampling_settings_are_refused(base: LiveModel) -> None:

@@ -131,5 +131,5 @@ def test_the_picture_of_an_empty_and_a_full_mask(share: float) -> None:
 def test_the_list_names_each_measure_once() -> None:
     names = [measure.name for measure in MEASURES]
     assert len(names) == len(set(names))
-    assert {m.over for m in MEASURES} == {"entries", "matrices"}
+    assert {m.over for m in MEASURES} == {"entries", "matrices", "profiles"}
     assert all(measure.meaning and measure.unit for measure in MEASURES)

@@ -212,9 +212,9 @@ def test_page_is_one_file_under_a_policy_that_runs_only_its_own_scripts(page: Pa
 
 
 def test_every_figure_says_how_to_read_it_and_every_control_has_a_label(page: Page) -> None:
-    assert sum(tag == "figure" for tag, _ in page.tags) == 20
+    assert sum(tag == "figure" for tag, _ in page.tags) == 21
     plots = [a for _, a in page.tags if a.get("class") == "plot"]
-    assert len(plots) == 20
+    assert len(plots) == 21
     assert all(len(str(a["aria-label"])) > 40 for a in plots)
     inside = 0
     for tag, _ in page.tags:

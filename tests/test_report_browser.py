@@ -2,131 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from browser import NAMES, Browser
 from offaxis.report import render
 from report_tables import HOSTILE, make, make_contrasts, make_empty, make_hostile, make_scores
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 PLOTS = ("grid", "scatter", "means", "mask", "spectrum", "angles", "shift", "ulp", "consensus")
-PLOTS += ("jaccard", "jaccard-null", "runs", "contrast", "series-unchanged_bf16", "series-nss")
-PLOTS += ("series-principal_overlap", "series-relative_update_norm")
-FLAGS = ("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-sync")
-FLAGS += ("hide-scrollbars", "disable-background-networking", "disable-component-update")
-FLAGS += ("remote-debugging-pipe",)
-
-
-class Browser:
-    """A tiny client of the DevTools protocol over a pipe."""
-
-    def __init__(self, program: str, profile: Path) -> None:
-        (to_read, self._write), (self._read, to_write) = os.pipe(), os.pipe()
-        line = f'exec "$@" 3<&{to_read} 4>&{to_write}'
-        names = (*FLAGS, f"user-data-dir={profile}")
-        flags = [*(f"--{name}" for name in names), "about:blank"]
-        self._process = subprocess.Popen(
-            ["bash", "-c", line, "browser", program, *flags],
-            pass_fds=(to_read, to_write),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        os.close(to_read)
-        os.close(to_write)
-        self._rest, self._count, self._session = b"", 0, ""
-        self.events: list[dict[str, Any]] = []
-        targets = self.call("Target.getTargets")["targetInfos"]
-        page = next(target["targetId"] for target in targets if target["type"] == "page")
-        self._session = self.call("Target.attachToTarget", targetId=page, flatten=True)["sessionId"]
-        for domain in ("Page", "Runtime", "Network", "Log"):
-            self.call(f"{domain}.enable")
-
-    def _message(self) -> dict[str, Any]:
-        while b"\0" not in self._rest:
-            part = os.read(self._read, 1 << 20)
-            if not part:
-                raise ConnectionError("the browser closed its pipe")
-            self._rest += part
-        first, self._rest = self._rest.split(b"\0", 1)
-        message: dict[str, Any] = json.loads(first)
-        return message
-
-    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        self._count += 1
-        message = {"id": self._count, "method": method, "params": parameters}
-        if self._session:
-            message["sessionId"] = self._session
-        os.write(self._write, json.dumps(message).encode() + b"\0")
-        while True:
-            answer = self._message()
-            if answer.get("id") == self._count:
-                if "error" in answer:
-                    raise RuntimeError(f"{method}: {answer['error']}")
-                result: dict[str, Any] = answer["result"]
-                return result
-            self.events.append(answer)
-
-    def evaluate(self, script: str) -> Any:
-        answer = self.call(
-            "Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True
-        )
-        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
-        return answer["result"].get("value")
-
-    def open(self, page: Path, width: int, *, dark: bool = False, height: int = 900) -> None:
-        self.call(
-            "Emulation.setDeviceMetricsOverride",
-            width=width,
-            height=height,
-            deviceScaleFactor=1,
-            mobile=width < 600,
-        )
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.call("Emulation.setEmulatedMedia", features=[scheme])
-        self.events.clear()
-        self.call("Page.navigate", url=page.as_uri())
-        until = time.monotonic() + 60
-        while self.evaluate("document.documentElement?.dataset.drawn") != "true":
-            assert time.monotonic() < until, f"the page did not finish: {self.complaints()}"
-            time.sleep(0.05)
-        self.evaluate("new Promise(done => setTimeout(done, 300))")
-
-    def complaints(self) -> list[str]:
-        """Console errors and warnings, exceptions, policy violations."""
-        found = []
-        for event in self.events:
-            what, body = event.get("method"), event.get("params", {})
-            if what == "Runtime.exceptionThrown":
-                found.append(json.dumps(body["exceptionDetails"])[:3000])
-            elif what == "Runtime.consoleAPICalled" and body["type"] in ("error", "warning"):
-                found.append(json.dumps(body["args"])[:3000])
-            elif what == "Log.entryAdded" and body["entry"]["level"] in ("error", "warning"):
-                found.append(json.dumps(body["entry"])[:3000])
-        return found
-
-    def requests(self) -> list[str]:
-        """Addresses asked for, other than the page itself and data inside it."""
-        sent = [e["params"] for e in self.events if e.get("method") == "Network.requestWillBeSent"]
-        urls = [body["request"]["url"] for body in sent]
-        return [url for url in urls if not url.startswith(("file:", "data:", "blob:"))]
-
-    def close(self) -> None:
-        os.close(self._write)
-        os.close(self._read)
-        try:
-            self._process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-
+PLOTS += ("consensus-null", "consensus-gap", "profile", "profile-null", "series")
+PLOTS += ("series-row_profile_correlation", "series-column_profile_correlation")
+PLOTS += ("jaccard", "jaccard-null", "runs", "contrast")
+CONSENSUS = ("consensus", "consensus-null", "consensus-gap")
+OF_MATRIX = ("mask", "spectrum", "shift", "angles", "ulp")
 
 BOXES = """(() => {
   const wide = document.documentElement.clientWidth, out = [];
@@ -213,6 +105,10 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pages")
     texts = {
         "full": render(*make(), scores=make_scores(), contrasts=make_contrasts()),
+        "runs": render(
+            *make({f"runs/{r}-{s}": 1e-5 * s for r in "ab" for s in (20, 40, 60)}),
+            contrasts=make_contrasts(),
+        ),
         "hostile": render(*make_hostile()),
         "empty": render(*make_empty()),
         "deep": render(*make({f"runs/a-{i}0": 3e-4 * i for i in (1, 2)}, layers=28, width=32)),
@@ -241,6 +137,7 @@ def test_the_client_sees_requests_errors_and_overflow(browser: Browser, tmp_path
     [
         *[(page, width, False) for page in ("full", "hostile", "empty") for width in (390, 1440)],
         *[("deep", width, True) for width in (390, 1440)],
+        *[("runs", width, False) for width in (390, 1100, 1440)],
         *[("full", width, True) for width in (390, 768, 1030, 1440)],
     ],
 )
@@ -291,7 +188,11 @@ def test_the_theme_changes_page_and_plots(browser: Browser, pages: dict[str, Pat
     ("control", "index", "changed"),
     [
         ("checkpoint", 0, ("grid", "scatter", "mask", "spectrum", "shift", "angles", "ulp")),
-        ("matrix", 9, ("mask", "spectrum", "shift", "angles", "ulp", "consensus")),
+        ("matrix", 9, (*OF_MATRIX, "profile", "profile-null", *CONSENSUS)),
+        ("matrix", 13, (*OF_MATRIX[:-1], "profile", "profile-null", *CONSENSUS)),
+        ("series", 1, ("series",)),
+        ("run", 1, ("profile", "profile-null")),
+        ("along", 1, ("profile", "profile-null")),
         ("grid", 5, ("grid",)),
         ("overlap", 1, ("scatter", "means")),
         ("view", 1, ("scatter",)),
@@ -301,7 +202,7 @@ def test_the_theme_changes_page_and_plots(browser: Browser, pages: dict[str, Pat
 def test_controls_change_their_plots(
     browser: Browser, pages: dict[str, Path], control: str, index: int, changed: tuple[str, ...]
 ) -> None:
-    browser.open(pages["full"], 1440)
+    browser.open(pages["runs" if control == "run" else "full"], 1440)
     before = {name: browser.evaluate(drawn(name)) for name in PLOTS}
     name_before = browser.evaluate("document.getElementById('facts-table').textContent")
     words = browser.evaluate(choose(control, index))

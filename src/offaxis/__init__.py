@@ -9,16 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from offaxis.checkpoint import Checkpoint, describe, open_checkpoint
-    from offaxis.comparison import Comparison, compare
+    from offaxis.comparison import Comparison, ManyComparison, compare, compare_manifest
     from offaxis.errors import OffaxisError
 
 __version__ = "0.1.0"
 __all__ = [
     "Checkpoint",
     "Comparison",
+    "ManyComparison",
     "OffaxisError",
     "__version__",
     "compare",
+    "compare_manifest",
     "describe",
     "open_checkpoint",
 ]
@@ -26,8 +28,10 @@ __all__ = [
 _HOME = {
     "Checkpoint": "offaxis.checkpoint",
     "Comparison": "offaxis.comparison",
+    "ManyComparison": "offaxis.comparison",
     "OffaxisError": "offaxis.errors",
     "compare": "offaxis.comparison",
+    "compare_manifest": "offaxis.comparison",
     "describe": "offaxis.checkpoint",
     "open_checkpoint": "offaxis.checkpoint",
 }

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from offaxis.errors import OutputError
 
-__all__ = ["check_output", "staged_directory"]
+__all__ = ["check_output", "staged_directory", "staged_file"]
 
 
 def check_output(out: Path, *, overwrite: bool = False) -> None:
@@ -95,3 +95,24 @@ def staged_directory(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
             _publish(staged, out)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def staged_file(out: Path) -> Iterator[Path]:
+    """A path to write, which becomes `out` when the block ends and is removed if it raises.
+
+    It is hidden, beside `out`, and has its ending. Parents are created; a file that is there is
+    replaced. Raises OutputError where `out` is a directory or cannot be written.
+    """
+    out = out.expanduser().absolute()
+    staged = out.with_name(f".{os.getpid()}.partial-{out.name}")
+    with _explained(out):
+        if out.is_dir():
+            raise OutputError(f"{out}: a directory is there; choose another name")
+        out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield staged
+        with _explained(out):
+            staged.replace(out)
+    finally:
+        staged.unlink(missing_ok=True)

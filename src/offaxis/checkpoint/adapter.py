@@ -286,7 +286,7 @@ class _Home:
         if shape[0] != shape[1]:
             return found != shape
         where = place(name, found, shapes=self.shapes)
-        return settings.fan_in_fan_out if where.role == "other" else where.transposed
+        return settings.fan_in_fan_out if where.kind == "other" else where.transposed
 
     def _magnitude(self, item: _Module, settings: LoraSettings, outputs: int) -> str | None:
         """The name of DoRA's m, which is there if and only if the config says so."""

@@ -54,7 +54,7 @@ def describe(
         "parameters": sum(_numel(part.shape) for part in counted),
         "tensors": len(specs),
         "matrices": sum(part.is_matrix for part in counted),
-        "layers": len({part.place.layer for part in parts} - {None}),
+        "layers": len({p.place.layer for p in parts if not p.place.tower} - {None}),
         "experts": len({part.place.expert for part in parts} - {None}),
         "dtypes": _dtypes(specs.values()),
         "roles": _roles(parts, specs),

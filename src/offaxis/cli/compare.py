@@ -6,17 +6,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from offaxis.comparison import Comparison
+    from offaxis.comparison import Comparison, ManyComparison
 
 __all__ = ["compare"]
 
 
 def compare(
-    base: Annotated[str, typer.Argument(metavar="BASE", help="The model before tuning.")],
-    tuned: Annotated[
-        list[str], typer.Argument(metavar="TUNED...", help="Checkpoints tuned from it.")
-    ],
     out: Annotated[Path, typer.Option(help="Directory for the tables and the report.")],
+    base: Annotated[
+        str | None, typer.Argument(metavar="BASE", help="The model before tuning.")
+    ] = None,
+    tuned: Annotated[
+        list[str] | None, typer.Argument(metavar="TUNED", help="Checkpoints tuned from it.")
+    ] = None,
+    manifest: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Instead of BASE TUNED: a .csv, .tsv, .jsonl or .json table of pairs with the "
+            "columns base, tuned, optionally name, and any of your own.",
+        ),
+    ] = None,
     spectra: Annotated[
         str, typer.Option(help="Which matrices get a spectrum: all, none or sample:N.")
     ] = "all",
@@ -39,41 +49,62 @@ def compare(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print summary.json alone.")] = False,
 ) -> None:
-    """Measure how each TUNED moved the weights of BASE, beside the nulls it must beat."""
+    """Measure how each TUNED moved the weights of BASE, beside the nulls it must beat.
+
+    With --manifest, do so for every pair of a table, into one sortable table.
+    """
+    _check_usage(base, tuned, manifest)
     import json
     import os
     import sys
 
-    from rich.console import Console
-
     # Large float64 temporaries on huge pages: half the time in page faults. Read when torch loads.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    from offaxis.comparison import compare as run
     from offaxis.output import check_output
 
     check_output(out, overwrite=overwrite)
-    log = Console(stderr=True)
-    with _bar(log) as advance:
-        result = run(
-            base,
-            tuned,
-            spectra=spectra,
-            seed=seed,
-            alpha=alpha,
-            angle_rank=angle_rank,
-            principal_rank=principal_rank,
-            rounding_null=rounding_null,
-            allow_pickle=allow_pickle,
-            announce=lambda line: log.print(line, markup=False, highlight=False),
-            progress=advance,
-        )
+    settings = {
+        "spectra": spectra,
+        "seed": seed,
+        "alpha": alpha,
+        "angle_rank": angle_rank,
+        "principal_rank": principal_rank,
+        "rounding_null": rounding_null,
+        "allow_pickle": allow_pickle,
+    }
+    result = _run(base, tuned, manifest, settings)
     result.save(out, overwrite=overwrite)
     if as_json:
         json.dump(result.summary(), sys.stdout, indent=2, ensure_ascii=False, allow_nan=False)
         print()
         return
-    _show(result)
+    _show(result.summary()["pairs"], evidence=manifest is None)
     print(f"The report is in {out / 'report.html'}")
+
+
+def _run(
+    base: str | None, tuned: list[str] | None, manifest: str | None, settings: dict[str, Any]
+) -> "Comparison | ManyComparison":
+    """The comparison that was asked for, its plan and its progress on standard error."""
+    from rich.console import Console
+
+    from offaxis.comparison import compare, compare_manifest
+
+    log = Console(stderr=True)
+    with _bar(log) as advance:
+        settings["announce"] = lambda line: log.print(line, markup=False, highlight=False)
+        settings["progress"] = advance
+        if manifest is not None:
+            return compare_manifest(manifest, **settings)
+        return compare(base or "", tuned or [], **settings)
+
+
+def _check_usage(base: str | None, tuned: list[str] | None, manifest: str | None) -> None:
+    """Either BASE with at least one TUNED, or a manifest; else exit status 2."""
+    if manifest is not None and (base is not None or tuned):
+        raise typer.BadParameter("give BASE TUNED... or --manifest FILE, not both")
+    if manifest is None and not tuned:
+        raise typer.BadParameter("give BASE and at least one TUNED, or --manifest FILE")
 
 
 class _bar:
@@ -113,8 +144,8 @@ _COLUMNS = (
 )
 
 
-def _show(result: "Comparison") -> None:
-    """The summary as a table on standard output, and the verdict's evidence."""
+def _show(pairs: list[dict[str, Any]], *, evidence: bool) -> None:
+    """The pairs as a table on standard output, and the evidence for each verdict."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -125,13 +156,13 @@ def _show(result: "Comparison") -> None:
     for _, title in _COLUMNS:
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("step", no_wrap=True)
-    pairs = result.summary()["pairs"]
-    for name, pair in zip(_short([pair["tuned"] for pair in pairs]), pairs, strict=True):
+    names = _short([pair.get("name", pair["tuned"]) for pair in pairs])
+    for name, pair in zip(names, pairs, strict=True):
         cells = ["—" if pair[key] is None else f"{pair[key]:.3g}" for key, _ in _COLUMNS]
         label = pair["verdict"]["label"].removesuffix("_step").replace("_", " ")
         table.add_row(escape(name), *cells, label)
     console.print(table)
-    for pair in pairs:
+    for pair in pairs if evidence else []:
         console.print(f"\n{escape(pair['tuned'])}", style="bold", highlight=False)
         for line in pair["verdict"]["evidence"]:
             console.print(f"  {escape(line)}", highlight=False, soft_wrap=True)

@@ -28,7 +28,8 @@ def demo(
     from offaxis.lab.demo import run_demo
     from offaxis.lab.training import TrainingSettings
 
-    result = run_demo(out, overwrite=overwrite, training=TrainingSettings(steps=steps, seed=seed))
+    training = TrainingSettings(steps=steps, seed=seed, save_at=tuple(range(10, steps + 1, 10)))
+    result = run_demo(out, overwrite=overwrite, training=training)
     if as_json:
         json.dump(result, sys.stdout, indent=1)
         print()

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
-from typing import Any
 
-import numpy as np
-import torch
-
-import offaxis
 from offaxis.comparison.base import Settings
+from offaxis.comparison.many import compare_manifest
 from offaxis.comparison.plan import AnyPath, Plan
-from offaxis.comparison.result import Comparison
+from offaxis.comparison.record import check, record
+from offaxis.comparison.result import Comparison, ManyComparison
 from offaxis.comparison.stream import Progress, Stream
-from offaxis.errors import InputError
-from offaxis.kernels.pool import threads
 
-__all__ = ["Comparison", "Progress", "compare"]
+__all__ = ["Comparison", "ManyComparison", "Progress", "compare", "compare_manifest"]
 
 
 def compare(
@@ -49,39 +42,11 @@ def compare(
     """
     started = time.time()
     settings = Settings(alpha, angle_rank, principal_rank, seed, rounding_null)
-    _check(settings)
+    check(settings)
     plan = Plan.make(base, tuned, spectra=spectra, seed=seed, allow_pickle=allow_pickle)
     tell = announce or (lambda line: None)
     for line in plan.lines():
         tell(line)
     stream = Stream(plan, settings)
     stream.run(progress or (lambda step: None))
-    return stream.result(_record(started, spectra, settings, plan))
-
-
-def _check(settings: Settings) -> None:
-    if not 0 < settings.alpha < 1:
-        raise InputError(
-            f"alpha {settings.alpha} is outside (0, 1); it is the density of the fixed masks"
-        )
-    for name in ("angle_rank", "principal_rank"):
-        rank = getattr(settings, name)
-        if rank is not None and rank < 1:
-            raise InputError(f"{name} {rank} is below 1; leave it out for the default")
-    if settings.seed < 0:
-        raise InputError(f"seed {settings.seed} is negative; use 0 or more")
-
-
-def _record(started: float, spectra: str, settings: Settings, plan: Plan) -> dict[str, Any]:
-    """The `run` block: versions, seed and settings, renamings, time."""
-    return {
-        "offaxis": offaxis.__version__,
-        "torch": torch.__version__.split("+")[0],
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-        "threads": threads(),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
-        "seconds": round(time.time() - started, 3),
-        "settings": {"spectra": spectra, **asdict(settings)},
-        "alignment": plan.record(),
-    }
+    return stream.result(record(started, spectra, settings, plan.record()))

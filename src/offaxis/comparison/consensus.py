@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,8 @@ import numpy.typing as npt
 
 from offaxis import measures
 from offaxis.comparison.measure import Measured, model_shape
+from offaxis.comparison.profiles import PROFILE_CORRELATIONS, finals, step_of
+from offaxis.comparison.sampling import Mean, mean_over
 from offaxis.kernels import popcount
 from offaxis.table import Curve, Measurement
 
@@ -34,7 +35,7 @@ _SERIES = (
     "rank1_energy",
     "effective_rank",
 )
-_STEP = re.compile(r"(?:^|(?<=[-_/.]))(?:checkpoint|global_step|step|iter|epoch)[-_]?(\d+)")
+_PROFILES = PROFILE_CORRELATIONS
 
 
 @dataclass
@@ -54,6 +55,8 @@ class Across:
         self.labels = tuple(labels)
         self.rows: list[Measurement] = []
         self.curves: list[Curve] = []
+        self._finals = finals(labels)
+        self._series: dict[tuple[int, str], list[Measurement]] = {}
         self._runs = np.zeros(len(labels) + 1, np.int64)
         self._cells = {pair: _Cell() for pair in itertools.combinations(range(len(labels)), 2)}
 
@@ -62,13 +65,8 @@ class Across:
         part: Part,
         total: npt.NDArray[np.int64],
         found: Sequence[Measured],
-        *,
-        draw: bool = True,
     ) -> None:
-        """One tensor, measured in every run. `total`: entries of the base in each bin.
-
-        draw: keep the picture of the consensus.
-        """
+        """One tensor, measured in every run. `total`: entries of the base in each bin."""
         masks = [one.scan.mask for one in found if one.scan.mask is not None]
         if len(masks) != len(self.labels):
             return
@@ -78,8 +76,12 @@ class Across:
             return
         for (i, j), cell in self._cells.items():
             self._pair(part, total, (i, j), (found[i], found[j]), cell)
-        if draw:
-            self._picture(part, masks)
+        self._consensus(part, [found[index] for index in self._finals])
+
+    def add_series(self, index: int, row: Measurement) -> None:
+        """One number that sets a checkpoint's tensor beside the last checkpoint of its run."""
+        self.rows.append(row)
+        self._series.setdefault((index, row.measure), []).append(row)
 
     def _pair(
         self,
@@ -118,14 +120,25 @@ class Across:
         cell.null += null.value
         cell.matrices += 1
 
-    def _picture(self, part: Part, masks: Sequence[npt.NDArray[np.uint8]]) -> None:
-        height, width = part.shape
-        pictures = [measures.mask_picture(mask, (height, width)) for mask in masks]
-        mean = np.mean(pictures, axis=0)
-        mean = mean.T if part.transposed else mean
-        self.curves.append(
-            Curve("", part.tensor, "consensus_picture", mean.shape, mean.reshape(-1))
-        )
+    def _consensus(self, part: Part, found: Sequence[Measured]) -> None:
+        """Mean over runs (at their last checkpoint) of the profiles, and of their null.
+
+        A block's mean is the paper's consensus ratio C averaged over the block. Its null is
+        exact, whether or not the runs are independent of one another.
+        """
+        for kind in ("seen", "null"):
+            all_of = [one for one in (getattr(run, kind) for run in found) if one is not None]
+            if len(all_of) < 2 or len(all_of) < len(found):
+                return
+            rows, columns, picture = (np.mean(one, axis=0) for one in zip(*all_of, strict=True))
+            ending = "" if kind == "seen" else "_magnitude_null"
+            for name, values in (
+                ("consensus_rows", measures.binned(rows)),
+                ("consensus_columns", measures.binned(columns)),
+                ("consensus_picture", picture),
+            ):
+                curve = Curve("", part.tensor, name + ending, values.shape, values.reshape(-1))
+                self.curves.append(curve)
 
     def summary(self, pairs: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         """The `across` block of `summary.json`; None for a single tuned checkpoint."""
@@ -149,8 +162,18 @@ class Across:
             "changed_in_r_runs": [int(n) / total for n in self._runs] if total else [],
             "jaccard": matrix("observed"),
             "jaccard_null": matrix("null"),
-            "series": series(pairs),
+            "consensus_of": [pairs[i]["tuned"] for i in self._finals if len(self._finals) > 1],
+            "series": series(pairs, self._profile_means()),
         }
+
+    def _profile_means(self) -> dict[int, dict[str, Mean]]:
+        """Mean over matrices of each profile correlation, for each checkpoint that has one."""
+        found: dict[int, dict[str, Mean]] = {}
+        for (index, measure), rows in self._series.items():
+            defined = [(row.value, row.role) for row in rows if row.value is not None]
+            mean = mean_over([value for value, _ in defined], [role for _, role in defined])
+            found.setdefault(index, {})[measure] = mean
+        return found
 
     @staticmethod
     def _entry(cells: Mapping[tuple[int, int], _Cell], kind: str, i: int, j: int) -> float | None:
@@ -160,25 +183,23 @@ class Across:
         return getattr(cell, kind) / cell.matrices if cell else None
 
 
-def step_of(tuned: str) -> tuple[str, int | None]:
-    """(run, step) read from names such as `rl/checkpoint-20` or `global_step_20/actor`.
+def series(
+    pairs: Sequence[Mapping[str, Any]], profiles: Mapping[int, Mapping[str, Mean]]
+) -> list[dict[str, Any]]:
+    """Every checkpoint whose name tells its step, by run and in step order.
 
-    The last number that names a step counts, and the run is what stands around it.
+    profiles: by index of the pair, the mean of each profile correlation (none for the last
+    checkpoint of a run, which the others are correlated with).
     """
-    found = list(_STEP.finditer(tuned))
-    if not found:
-        return tuned, None
-    last = found[-1]
-    around = (tuned[: last.start()].rstrip("-_/."), tuned[last.end() :].strip("/"))
-    return "/".join(part for part in around if part), int(last[1])
-
-
-def series(pairs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Every checkpoint whose name tells its step, by run and in step order."""
     found = []
-    for pair in pairs:
+    for index, pair in enumerate(pairs):
         run, step = step_of(pair["tuned"])
-        if step is not None:
-            numbers = {name: pair.get(name) for name in _SERIES}
-            found.append({"tuned": pair["tuned"], "run": run, "step": step, **numbers})
+        if step is None:
+            continue
+        means = profiles.get(index, {})
+        row = {"tuned": pair["tuned"], "run": run, "step": step}
+        row |= {name: pair.get(name) for name in _SERIES}
+        row |= {name: means[name].value if name in means else None for name in _PROFILES}
+        row["intervals"] = {n: [m.low, m.high] for n, m in means.items() if m.low is not None}
+        found.append(row)
     return sorted(found, key=lambda row: (row["run"], row["step"]))

@@ -15,12 +15,11 @@ from offaxis.kernels import Scan, bin_counts
 from offaxis.measures import Number, undefined
 
 if TYPE_CHECKING:
-    from offaxis.checkpoint import Part, TensorPair
+    from offaxis.checkpoint import TensorPair
     from offaxis.comparison.base import BaseSide
 
 __all__ = [
     "CurveData",
-    "entry_curves",
     "entry_numbers",
     "histogram_curve",
     "overlap_numbers",
@@ -30,7 +29,6 @@ __all__ = [
 CurveData = tuple[tuple[int, ...], npt.NDArray[np.float64]]
 """Shape, and flat row-major values."""
 
-_PICTURE_SIDE = 96
 _TOP_SHARE = 0.05
 _ENTRIES_PER_NULL = 2_000_000
 
@@ -50,20 +48,6 @@ def histogram_curve(found: Scan) -> CurveData:
     """Entries by ULP distance, in the bins of `kernels.ULP_BINS`."""
     assert found.ulp_histogram is not None
     return found.ulp_histogram.shape, found.ulp_histogram.astype(np.float64)
-
-
-def entry_curves(found: Scan, part: Part) -> Iterator[tuple[str, CurveData]]:
-    """For a matrix: row and column shares and the mask picture, turned as the model uses it."""
-    if not part.is_matrix or found.mask is None:
-        return
-    rows, columns = measures.row_changed(found), measures.column_changed(found)
-    height, width = part.shape
-    picture = measures.mask_picture(found.mask, (height, width), side=_PICTURE_SIDE)
-    if part.transposed:
-        rows, columns, picture = columns, rows, picture.T
-    yield "row_changed", (rows.shape, rows)
-    yield "column_changed", (columns.shape, columns)
-    yield "mask_picture", (picture.shape, picture.reshape(-1))
 
 
 def overlap_numbers(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import sqrt
 from typing import TYPE_CHECKING
@@ -13,21 +13,22 @@ import torch
 
 from offaxis.comparison.base import BaseSide, Settings
 from offaxis.comparison.entries import (
-    entry_curves,
+    CurveData,
     entry_numbers,
     histogram_curve,
     overlap_numbers,
     update_numbers,
 )
+from offaxis.comparison.profiles import look, profile_curves, profile_numbers
 from offaxis.comparison.spectra import spectral_numbers
 from offaxis.kernels import Scan, bin_counts, scan
-from offaxis.measures import MEASURES, Number, nss_bound
+from offaxis.measures import MEASURES, Number, Profiles, nss_bound
 from offaxis.table import Curve, Measurement
 
 if TYPE_CHECKING:
     from offaxis.checkpoint import Part, TensorPair
 
-__all__ = ["BaseSide", "Measured", "Settings", "measure_pair", "model_shape"]
+__all__ = ["BaseSide", "Measured", "Settings", "measure_pair", "model_shape", "rows_of"]
 
 _UNITS = {measure.name: measure.unit for measure in MEASURES}
 
@@ -36,14 +37,16 @@ _UNITS = {measure.name: measure.unit for measure in MEASURES}
 class Measured:
     """All that one tensor of one tuned checkpoint gave.
 
-    mask and bins: the update mask M as packed bits, and its count in each magnitude bin (None for
-    what is no matrix), for use across runs.
+    For use across runs, and None for what is no matrix: bins, the count of the update mask in each
+    magnitude bin; seen and null, its profiles and their magnitude null (drawn matrices alone).
     """
 
     rows: list[Measurement]
     curves: list[Curve]
     scan: Scan
     bins: npt.NDArray[np.int64] | None
+    seen: Profiles | None = None
+    null: Profiles | None = None
 
 
 def measure_pair(
@@ -56,11 +59,15 @@ def measure_pair(
     """
     found = scan(pair.base, pair.tuned)
     numbers = dict(entry_numbers(found))
-    curves = dict(entry_curves(found, pair.part)) if draw else {}
-    bins = None
+    curves: dict[str, CurveData] = {}
+    bins = drawn = None
     if pair.part.is_matrix:
         assert found.mask is not None
         bins = bin_counts(base.codes, found.mask)
+        drawn = look(found, base, bins) if draw else None
+        if drawn is not None:
+            curves |= profile_curves(*drawn)
+            numbers |= profile_numbers(*drawn, base, bins)
         numbers |= overlap_numbers(base, found.mask, bins)
         numbers["nss_bound"] = nss_bound(sqrt(found.update_square), sqrt(found.base_square))
         update = None
@@ -70,10 +77,11 @@ def measure_pair(
         numbers |= spectral_numbers(base, update, curves if draw else {})
     curves["ulp_histogram"] = histogram_curve(found)
     return Measured(
-        list(_rows(pair.part, tuned, numbers)),
+        list(rows_of(pair.part, tuned, numbers)),
         [Curve(tuned, pair.part.tensor, name, *data) for name, data in curves.items()],
         found,
         bins,
+        *(drawn or (None, None)),
     )
 
 
@@ -86,7 +94,8 @@ def model_shape(part: Part) -> tuple[int, int]:
     return (width, height) if part.transposed else (height, width)
 
 
-def _rows(part: Part, tuned: str, numbers: dict[str, Number]) -> Iterator[Measurement]:
+def rows_of(part: Part, tuned: str, numbers: Mapping[str, Number]) -> Iterator[Measurement]:
+    """The table rows of one tensor of one tuned checkpoint."""
     height, width = model_shape(part)
     for name, number in numbers.items():
         yield Measurement(

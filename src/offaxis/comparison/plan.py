@@ -16,11 +16,11 @@ from offaxis.errors import InputError
 if TYPE_CHECKING:
     from offaxis.checkpoint import Aligned, Checkpoint, Part, PartPair
 
-__all__ = ["AnyPath", "Plan"]
+__all__ = ["DRAWN", "AnyPath", "Plan", "distinct", "open_base", "open_tuned"]
 
 AnyPath = str | PathLike[str]
 
-_DRAWN = 2000
+DRAWN = 2000
 """Curves and pictures are kept for so many matrices in all; beyond, for a stratified choice."""
 
 
@@ -53,19 +53,42 @@ class Plan:
         )
         if not names:
             raise InputError("nothing to compare: name at least one tuned checkpoint")
-        ground = open_checkpoint(fspath(base), allow_pickle=allow_pickle)
-        if isinstance(ground, AdapterCheckpoint):
-            raise InputError(f"{fspath(base)} is an adapter; BASE must be the model it belongs to")
-        sides = tuple(_open_tuned(name, ground, allow_pickle) for name in names)
-        aligned = tuple(align(ground, side) for side in sides)
+        ground = open_base(fspath(base), allow_pickle=allow_pickle)
+        sides = [open_tuned(name, ground, allow_pickle=allow_pickle) for name in names]
+        return Plan.of(
+            ground,
+            [(side, align(ground, side)) for side in sides],
+            names=names,
+            labels=distinct(names),
+            spectra=spectra,
+            seed=seed,
+            drawn=DRAWN // len(names),
+        )
+
+    @staticmethod
+    def of(
+        ground: Checkpoint,
+        sides: Sequence[tuple[Checkpoint, Aligned]],
+        *,
+        names: Sequence[str],
+        labels: Sequence[str],
+        spectra: str,
+        seed: int,
+        drawn: int,
+    ) -> Plan:
+        """The plan for checkpoints that are open and aligned with their base.
+
+        drawn: of how many matrices curves and pictures are kept.
+        """
+        aligned = tuple(one for _, one in sides)
         parts = _collect(aligned)
         matrices = {p.tensor: (p.role, p.layer or 0) for p, _ in parts if p.is_matrix}
         chosen, why_not = choose_spectra(matrices, spectra, seed=seed)
-        drawn, _ = choose_spectra(matrices, f"sample:{max(1, _DRAWN // len(sides))}", seed=seed)
+        pictured, _ = choose_spectra(matrices, f"sample:{max(1, drawn)}", seed=seed)
         shapes = [p.shape for p, _ in parts if p.tensor in chosen]
         entries = sum(prod(p.shape) for p, _ in parts)
         cost = estimate(
-            read_bytes=sum(_bytes(side) for side in sides) + _bytes(ground),
+            read_bytes=sum(_bytes(side) for side, _ in sides) + _bytes(ground),
             entries=entries,
             matrices=len(matrices),
             spectra=[(shape[0], shape[1]) for shape in shapes],
@@ -73,26 +96,30 @@ class Plan:
         )
         return Plan(
             base=ground,
-            tuned=sides,
+            tuned=tuple(side for side, _ in sides),
             names=tuple(names),
-            labels=tuple(_labels(names)),
+            labels=tuple(labels),
             aligned=aligned,
             parts=parts,
             spectral=frozenset(chosen),
             why_not=why_not,
-            drawn=frozenset(drawn),
+            drawn=frozenset(pictured),
             estimate=cost,
         )
 
     def lines(self) -> list[str]:
         """The plan in words, for a user to read before the work starts."""
+        return [*self.notes(), str(self.estimate)]
+
+    def notes(self) -> list[str]:
+        """Names that were matched by a renaming, and tensors without a counterpart."""
         found = []
         for name, one in zip(self.names, self.aligned, strict=True):
             if one.renaming != "identity":
                 found.append(f"{name}: names matched by {one.renaming}")
             for row in one.mismatches:
                 found.append(f"{name}: {row.tensor}: {row.status}: {row.detail}")
-        return [*found, str(self.estimate)]
+        return found
 
     def record(self) -> list[dict[str, Any]]:
         """The chosen renamings and what did not match, for the `run` block."""
@@ -110,12 +137,21 @@ class Plan:
         ]
 
 
-def _open_tuned(name: str, base: Checkpoint, allow_pickle: bool) -> Checkpoint:
+def open_base(name: str, *, allow_pickle: bool) -> Checkpoint:
+    """The base, from its headers. InputError where it is an adapter."""
+    ground = open_checkpoint(name, allow_pickle=allow_pickle)
+    if isinstance(ground, AdapterCheckpoint):
+        raise InputError(f"{name} is an adapter; BASE must be the model it belongs to")
+    return ground
+
+
+def open_tuned(name: str, base: Checkpoint, *, allow_pickle: bool) -> Checkpoint:
+    """A tuned checkpoint, from its headers; an adapter is bound to `base`."""
     side = open_checkpoint(name, allow_pickle=allow_pickle)
     return bind(side, base) if isinstance(side, AdapterCheckpoint) else side
 
 
-def _labels(names: Sequence[str]) -> list[str]:
+def distinct(names: Sequence[str]) -> list[str]:
     """The names, a repeated one numbered so that rows stay apart."""
     labels: list[str] = []
     for name in names:

@@ -14,7 +14,9 @@ import torch
 from offaxis.checkpoint import TensorPair, read_pair
 from offaxis.comparison.base import BaseSide, Settings
 from offaxis.comparison.consensus import Across
-from offaxis.comparison.measure import Measured, measure_pair
+from offaxis.comparison.heads import heads
+from offaxis.comparison.measure import Measured, measure_pair, rows_of
+from offaxis.comparison.profiles import series_numbers
 from offaxis.comparison.result import Comparison
 from offaxis.comparison.summary import PairTotals, summarise_pair
 from offaxis.kernels.pool import in_order, threads
@@ -41,10 +43,15 @@ class Progress:
 
 @dataclass(frozen=True)
 class _Found:
-    """One part, measured in each run that has it, and the base's count in each magnitude bin."""
+    """One part, measured in each run that has it.
+
+    bins: the base's count in each magnitude bin. series: (index of a checkpoint, row) where it is
+    set beside the last checkpoint of its run.
+    """
 
     measured: list[Measured | None]
     bins: npt.NDArray[np.int64]
+    series: list[tuple[int, Measurement]]
 
 
 def _workers(plan: Plan) -> tuple[int, int]:
@@ -108,7 +115,14 @@ class Stream:
             label = self.plan.labels[index]
             draw = part.tensor in self.plan.drawn
             found.append(measure_pair(ground, tensors, tuned=label, wide=wide, draw=draw))
-        return _Found(found, ground.bins if ground else np.zeros(0, np.int64))
+        if ground is None:
+            return _Found(found, np.zeros(0, np.int64), [])
+        series = [
+            (index, row)
+            for index, name, number in series_numbers(ground, found, self.plan.labels)
+            for row in rows_of(part, self.plan.labels[index], {name: number})
+        ]
+        return _Found(found, ground.bins, series)
 
     def _add(self, part: Part, pairs: Sequence[PartPair | None], found: _Found) -> None:
         for index, (pair, one) in enumerate(zip(pairs, found.measured, strict=True)):
@@ -119,8 +133,9 @@ class Stream:
             self.totals[index].add(one.scan, stored_name=pair.base.name, is_matrix=part.is_matrix)
         everywhere = [one for one in found.measured if one is not None]
         if len(pairs) > 1 and len(everywhere) == len(pairs):
-            draw = part.tensor in self.plan.drawn
-            self.across.add(part, found.bins, everywhere, draw=draw)
+            self.across.add(part, found.bins, everywhere)
+        for index, row in found.series:
+            self.across.add_series(index, row)
 
     def result(self, run: dict[str, Any]) -> Comparison:
         sizes = self._role_sizes() if self.plan.why_not == "not_sampled" else None
@@ -133,7 +148,7 @@ class Stream:
             "base": self.plan.base.source,
             "pairs": pairs,
             "across": self.across.summary(pairs),
-            "run": run,
+            "run": run | {"heads": heads(self.plan.base.config)},
         }
         rows = [row for one in self.rows for row in one] + self.across.rows
         return Comparison(

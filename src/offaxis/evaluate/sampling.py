@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -12,9 +13,17 @@ from numpy.typing import NDArray
 from offaxis.errors import InputError
 from offaxis.live import LiveModel
 
-__all__ = ["correctness", "sample_completions"]
+__all__ = ["Completion", "correctness", "sample", "sample_completions"]
 
 Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One sample: its text without special tokens; its tokens, the end of text among them."""
+
+    text: str
+    tokens: tuple[int, ...]
 
 
 def sample_completions(
@@ -27,7 +36,30 @@ def sample_completions(
     seed: int = 0,
     batch_size: int = 512,
 ) -> list[list[str]]:
-    """k completions of every prompt: a list of k strings for each, in the order of `prompts`.
+    """The texts of `sample`: a list of k strings for each prompt."""
+    drawn = sample(
+        live,
+        prompts,
+        k=k,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+        batch_size=batch_size,
+    )
+    return [[one.text for one in row] for row in drawn]
+
+
+def sample(
+    live: LiveModel,
+    prompts: Sequence[str],
+    *,
+    k: int,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    seed: int = 0,
+    batch_size: int = 512,
+) -> list[list[Completion]]:
+    """k completions of every prompt: a list of k for each, in the order of `prompts`.
 
     Prompts are padded on the left and sampled from the full softmax at `temperature` (no top-k,
     no top-p), `batch_size` sequences at a time. The global random state is left as it was.
@@ -40,7 +72,7 @@ def sample_completions(
         )
     rows = [prompt for prompt in prompts for _ in range(k)]
     device = live.model.device
-    out: list[str] = []
+    out: list[Completion] = []
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         for start in range(0, len(rows), batch_size):
@@ -52,8 +84,8 @@ def sample_completions(
 @torch.inference_mode()
 def _sample_batch(
     live: LiveModel, prompts: list[str], max_new_tokens: int, temperature: float
-) -> list[str]:
-    """One completion of every prompt, special tokens left out."""
+) -> list[Completion]:
+    """One completion of every prompt."""
     from transformers import GenerationConfig
 
     tokenizer = live.tokenizer
@@ -73,9 +105,17 @@ def _sample_batch(
             eos_token_id=tokenizer.eos_token_id,
         ),
     )
-    completions = generated[:, encoded["input_ids"].shape[1] :]
-    decoded: list[str] = tokenizer.batch_decode(completions, skip_special_tokens=True)
-    return decoded
+    rows = generated[:, encoded["input_ids"].shape[1] :]
+    texts: list[str] = tokenizer.batch_decode(rows, skip_special_tokens=True)
+    return [
+        Completion(text, _until_end(row, tokenizer.eos_token_id))
+        for text, row in zip(texts, rows.tolist(), strict=True)
+    ]
+
+
+def _until_end(row: list[int], eos: int | None) -> tuple[int, ...]:
+    """The tokens up to the first end of text, which belongs to them; all where there is none."""
+    return tuple(row[: row.index(eos) + 1] if eos in row else row)
 
 
 def correctness(

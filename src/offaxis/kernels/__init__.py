@@ -8,6 +8,7 @@ from offaxis.kernels.counts import (
     block_counts,
     pack,
     popcount,
+    rate_sums,
     run_counts,
     unpack,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "magnitude_codes",
     "pack",
     "popcount",
+    "rate_sums",
     "run_counts",
     "scan",
     "select",

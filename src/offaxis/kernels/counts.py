@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from numba import njit
 
+from offaxis.kernels.bits import FAST
 from offaxis.kernels.pool import for_each, spans
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "block_counts",
     "pack",
     "popcount",
+    "rate_sums",
     "run_counts",
     "unpack",
 ]
@@ -40,13 +42,21 @@ def _bin_all(codes: Any, counts: Any) -> None:
 
 @njit(nogil=True, cache=True)
 def _bin_masked(codes: Any, mask: Any, counts: Any) -> None:
-    for byte in range(mask.size):
-        bits = mask[byte]
+    """counts: four rows, summed by the caller, so that neighbours in one bin need not wait.
+
+    Adding the bit, not branching on it, is four times as fast where half of the bits are set.
+    """
+    whole = codes.size // 8
+    for byte in range(whole):
+        bits = np.uint32(mask[byte])
         if bits == 0:
             continue
         for k in range(8):
-            if bits & (1 << k):
-                counts[(codes[8 * byte + k] & np.uint16(0x7FFF)) >> np.uint16(4)] += 1
+            place = (codes[8 * byte + k] & np.uint16(0x7FFF)) >> np.uint16(4)
+            counts[k & 3, place] += (bits >> np.uint32(k)) & np.uint32(1)
+    for i in range(8 * whole, codes.size):
+        place = (codes[i] & np.uint16(0x7FFF)) >> np.uint16(4)
+        counts[0, place] += (mask[i >> 3] >> (i & 7)) & 1
 
 
 def bin_counts(codes: npt.NDArray[np.uint16], mask: Bits | None = None) -> npt.NDArray[np.int64]:
@@ -57,12 +67,13 @@ def bin_counts(codes: npt.NDArray[np.uint16], mask: Bits | None = None) -> npt.N
 
     def one(span: tuple[int, int]) -> npt.NDArray[np.int64]:
         start, stop = span
-        counts = np.zeros(MAGNITUDE_BINS, np.int64)
+        counts = np.zeros((4, MAGNITUDE_BINS), np.int64)
         if mask is None:
-            _bin_all(codes[start:stop], counts)
+            _bin_all(codes[start:stop], counts[0])
         else:
             _bin_masked(codes[start:stop], mask[start // 8 : -(-stop // 8)], counts)
-        return counts
+        total: npt.NDArray[np.int64] = counts.sum(axis=0)
+        return total
 
     parts = for_each(one, spans(codes.size, multiple=8, smallest=_SMALLEST_SPAN))
     return np.sum(parts, axis=0, dtype=np.int64) if parts else np.zeros(MAGNITUDE_BINS, np.int64)
@@ -129,3 +140,46 @@ def block_counts(mask: Bits, rows: npt.NDArray[np.int64], cols: npt.NDArray[np.i
     by_row, by_col = (np.repeat(np.arange(sizes.size), sizes) for sizes in (rows, cols))
     _count_blocks(mask, by_row, by_col, counts)
     return counts
+
+
+@njit(nogil=True, cache=True, fastmath=FAST)
+def _add_row(codes: Any, rates: Any, band: Any) -> float:
+    """band[j] += the rate of entry j's magnitude bin; returns their sum over the row."""
+    total = 0.0
+    for j in range(codes.size):
+        rate = rates[(codes[j] & np.uint16(0x7FFF)) >> np.uint16(4)]
+        band[j] += rate
+        total += rate
+    return total
+
+
+@njit(nogil=True, cache=True)
+def _add_rates(codes: Any, rates: Any, row_block: Any, col_block: Any, sums: Any) -> None:
+    rows, columns, blocks = sums
+    width = col_block.size
+    band = np.zeros(width)
+    for i in range(row_block.size):
+        rows[i] = _add_row(codes[i * width : (i + 1) * width], rates, band)
+        if i + 1 == row_block.size or row_block[i + 1] != row_block[i]:
+            line = blocks[row_block[i]]
+            for j in range(width):
+                line[col_block[j]] += band[j]
+                columns[j] += band[j]
+            band[:] = 0.0
+
+
+def rate_sums(
+    codes: npt.NDArray[np.uint16],
+    rates: npt.NDArray[np.float64],
+    rows: npt.NDArray[np.int64],
+    cols: npt.NDArray[np.int64],
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Sums of each entry's rate over every row, every column and every block of a matrix.
+
+    codes: bf16 codes of W₀, flat. rates: one number a magnitude bin, shape (2048,). rows, cols: how
+    many rows (columns) each block spans, as for `block_counts`. One pass, on the calling thread.
+    """
+    by_row, by_col = (np.repeat(np.arange(sizes.size), sizes) for sizes in (rows, cols))
+    sums = np.zeros(by_row.size), np.zeros(by_col.size), np.zeros((rows.size, cols.size))
+    _add_rates(codes, rates, by_row, by_col, sums)
+    return sums

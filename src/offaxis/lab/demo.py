@@ -7,7 +7,7 @@ import json
 import shutil
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +73,7 @@ def run_demo(
     """
     require_training_libraries()
     training, exam = training or TrainingSettings(), exam or Exam()
+    exam = replace(exam, task=training.task, difficulty=training.difficulty)
     base = Path(base).expanduser().absolute()
     out = Path(out).expanduser().absolute()
     with (
@@ -94,7 +95,7 @@ def run_demo(
         "report": str(out / "report.html"),
         "base": "base",
         "checkpoints": {
-            run.method: [_name(run, step) for step, _ in run.checkpoints] for run in runs
+            run.name: [_name(run, step) for step, _ in run.checkpoints] for run in runs
         },
         "scores": scores.to_dicts(),
         "differences": _differences(runs, answers, exam),
@@ -106,7 +107,7 @@ def run_demo(
 
 def _name(run: Run, step: int) -> str:
     """A checkpoint's path, relative to the result: what `compare` is given and the tables hold."""
-    return f"{run.method}/checkpoint-{step}"
+    return f"{run.name}/checkpoint-{step}"
 
 
 def _differences(
@@ -120,7 +121,7 @@ def _differences(
 def _train(training: TrainingSettings, clock: _Clock, progress: bool) -> tuple[Run, Run]:
     with clock.part("rl", f"training by RL (GRPO, {training.steps} steps)"):
         rl = train_run(
-            "rl", base=Path("base"), out=Path("rl"), settings=training, progress=progress
+            "grpo", base=Path("base"), out=Path("rl"), settings=training, progress=progress
         )
     with clock.part("sft", f"training by SFT on right solutions ({training.steps} steps)"):
         sft = train_run(
@@ -142,7 +143,7 @@ def _score(
     rows: list[dict[str, Any]] = []
     with clock.part("scores", note):
         for name, step in models:
-            answers[name] = sit(name, exam)
+            answers[name] = sit(name, exam).correct
             rows.extend(score_rows(name, step, answers[name], seed=exam.seed))
     return answers, pl.DataFrame(rows, schema=SCORES)
 
@@ -157,7 +158,7 @@ def _compare(runs: tuple[Run, Run], scores: pl.DataFrame, seed: int) -> pl.DataF
     )
     series = [
         Series(
-            run.method,
+            run.name,
             tuple(
                 Point(name := _name(run, step), step, norms[name], accuracy[name])
                 for step, _ in run.checkpoints

@@ -1,9 +1,11 @@
-"""How well checkpoints solve held-out problems: all of them on the same ones."""
+"""How well models solve held-out problems, and how far they went from the base in what they say."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +14,33 @@ import polars as pl
 from numpy.typing import NDArray
 
 from offaxis.evaluate import (
+    Completion,
     Score,
     avg_at_k,
-    correctness,
+    bootstrap_mean,
     paired_difference,
     pass_at_k,
-    sample_completions,
+    sample,
+    sequence_kl,
+    token_losses,
 )
-from offaxis.lab.arithmetic import Problem, problems
+from offaxis.lab.data import longest_completion
+from offaxis.lab.pretrain import Example, examples
 from offaxis.lab.session import cpu_threads
-from offaxis.lab.training import MAX_NEW_TOKENS
-from offaxis.live import load_live
-from offaxis.verifiers import integer_reward
+from offaxis.lab.tasks import Problem, task_named
+from offaxis.live import LiveModel, load_live
 
-__all__ = ["SCORES", "Exam", "differences", "score_rows", "sit"]
+__all__ = [
+    "SCORES",
+    "Divergences",
+    "Exam",
+    "Sitting",
+    "differences",
+    "divergences",
+    "mixture_losses",
+    "score_rows",
+    "sit",
+]
 
 SCORES = {
     "tuned": pl.String,
@@ -38,32 +53,126 @@ SCORES = {
 }
 """Columns of `scores.parquet`: `n` problems, the 95 % interval from `low` to `high`."""
 
+_FOREIGN_WORDS = 24  # characters by which a solution in a foreign style is longer, at most
+
 
 @dataclass(frozen=True)
 class Exam:
-    """Held-out problems, the same for every model, and how they are sampled."""
+    """Held-out problems of one task, the same for every model, and how they are sampled."""
 
     problems: int = 200
     samples: int = 16
     difficulty: int = 2
     seed: int = 0
+    task: str = "arithmetic"
 
     def draw(self) -> list[Problem]:
-        return problems(self.problems, seed=self.seed, split="held_out", difficulty=self.difficulty)
+        return task_named(self.task).problems(
+            self.problems, seed=self.seed, split="held_out", difficulty=self.difficulty
+        )
 
 
-def sit(model: str | Path, exam: Exam) -> NDArray[np.bool_]:
-    """Which samples of a model are right: (problems, samples), sampled at temperature 1."""
-    drawn = exam.draw()
+@dataclass(frozen=True)
+class Sitting:
+    """A model's answers to an exam."""
+
+    completions: list[list[Completion]]
+    correct: NDArray[np.bool_]
+    """(problems, samples)"""
+    prompts: list[list[int]]
+    """Token ids of each prompt."""
+
+    @property
+    def score(self) -> Score:
+        """avg@k with its interval."""
+        return avg_at_k(self.correct)
+
+
+def sit(model: str | Path | LiveModel, exam: Exam) -> Sitting:
+    """Sample a model's answers at temperature 1 and mark them.
+
+    Completions may be as long as the longest right solution in any style, so a model that learnt
+    a wordy one is not cut off.
+    """
+    task, drawn = task_named(exam.task), exam.draw()
     with cpu_threads(1):
-        completions = sample_completions(
-            load_live(model),
-            [problem.prompt for problem in drawn],
+        live = model if isinstance(model, LiveModel) else load_live(model)
+        texts = [problem.prompt for problem in drawn]
+        completions = sample(
+            live,
+            texts,
             k=exam.samples,
-            max_new_tokens=MAX_NEW_TOKENS,
+            max_new_tokens=longest_completion(exam.task, exam.difficulty) + _FOREIGN_WORDS,
             seed=exam.seed,
         )
-    return correctness(completions, [problem.answer for problem in drawn], reward=integer_reward)
+    correct = [
+        [task.reward(one.text, problem.prompt, problem.answer) > 0.5 for one in row]
+        for problem, row in zip(drawn, completions, strict=True)
+    ]
+    ids = live.tokenizer(texts)["input_ids"]
+    return Sitting(completions, np.array(correct, dtype=np.bool_), ids)
+
+
+@dataclass(frozen=True)
+class Divergences:
+    """KL between a tuned model and the base, in nats a completion, and in nats a token."""
+
+    tuned_base: tuple[float, float, float]
+    """KL(tuned ‖ base) over the tuned model's own samples: mean and 95 % interval."""
+    base_tuned: tuple[float, float, float]
+    """KL(base ‖ tuned) over the base's samples."""
+    tuned_base_token: float
+    base_tuned_token: float
+
+
+def divergences(
+    tuned: LiveModel, sitting: Sitting, base: LiveModel, base_sitting: Sitting, *, samples: int = 2
+) -> Divergences:
+    """Both directions, each on the samples of its first model; bootstrapped over problems.
+
+    samples: how many completions of each problem are used, at most; a few do, since every one
+    counts exactly, with the whole distribution of every token.
+    """
+    with cpu_threads(1):
+        there = _kl(tuned, base, sitting, samples)
+        back = _kl(base, tuned, base_sitting, samples)
+    return Divergences(there[0], back[0], there[1], back[1])
+
+
+def _kl(
+    p: LiveModel, q: LiveModel, sitting: Sitting, samples: int
+) -> tuple[tuple[float, float, float], float]:
+    rows = [row[:samples] for row in sitting.completions]
+    prompts = [ids for ids, row in zip(sitting.prompts, rows, strict=True) for _ in row]
+    found = sequence_kl(p, q, prompts, [one.tokens for row in rows for one in row])
+    return bootstrap_mean(found.sequence.reshape(len(rows), -1).mean(1)), found.per_token
+
+
+@cache
+def _mixture(count: int) -> tuple[Example, ...]:
+    return tuple(islice(examples(seed=0, split="held_out"), count))
+
+
+def mixture_losses(live: LiveModel, *, count: int = 600) -> dict[str, tuple[float, float, float]]:
+    """The probe of general ability: loss on held-out lines of the pretraining mixture.
+
+    Mean nats a solution token with its 95 % interval over examples, for each family and for `all`.
+    A model that forgets what it was not trained on rises here.
+    """
+    drawn = _mixture(count)
+    prompts = live.tokenizer([one.problem.prompt for one in drawn])["input_ids"]
+    end = [int(live.tokenizer.eos_token_id)]
+    first = len(live.tokenizer("")["input_ids"])
+    solutions = [
+        ids[first:] + end for ids in live.tokenizer([one.solution for one in drawn])["input_ids"]
+    ]
+    with cpu_threads(1):
+        losses = token_losses(live, prompts, solutions)
+    families = np.array([one.task for one in drawn])
+    found = {"all": bootstrap_mean(losses)}
+    return found | {
+        name: bootstrap_mean(losses[families == name]) for name in sorted(set(families))
+    }
 
 
 def score_rows(

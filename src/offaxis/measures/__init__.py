@@ -27,6 +27,16 @@ from offaxis.measures.overlaps import (
     rounding_null,
     top_update_mask,
 )
+from offaxis.measures.profiles import (
+    Profiles,
+    binned,
+    change_rates,
+    null_profiles,
+    observed_profiles,
+    profile_correlation,
+    profile_correlation_null,
+    stripes,
+)
 from offaxis.measures.spectral import (
     effective_rank,
     energy_in_subspaces,
@@ -44,6 +54,9 @@ __all__ = [
     "MEASURES",
     "Measure",
     "Number",
+    "Profiles",
+    "binned",
+    "change_rates",
     "changed_in_r_runs",
     "column_changed",
     "correlation",
@@ -57,14 +70,19 @@ __all__ = [
     "mask_picture",
     "nss",
     "nss_bound",
+    "null_profiles",
+    "observed_profiles",
     "overlap",
     "principal_mask",
+    "profile_correlation",
+    "profile_correlation_null",
     "rank1_energy",
     "rank1_norm_share",
     "relative_update_norm",
     "rotation_deg",
     "rounding_null",
     "row_changed",
+    "stripes",
     "top_update_mask",
     "unchanged_bf16",
     "unchanged_stored",
@@ -77,14 +95,16 @@ __all__ = [
 class Measure(NamedTuple):
     """One name in the tables.
 
-    over: what it is measured on, and averaged over in the summary. needs: `scan` for one pass over
-    the entries, `spectra` for a singular value decomposition as well.
+    over: what it is measured on, and averaged over in the summary of a pair. `profiles` are the row
+    and column profiles of a matrix whose curves are kept; they are in no pair's summary. needs:
+    `scan` for one pass over the entries, `series` for a later checkpoint of the same run as well,
+    `spectra` for a singular value decomposition.
     """
 
     name: str
     unit: str
-    over: Literal["entries", "matrices"]
-    needs: Literal["scan", "spectra"]
+    over: Literal["entries", "matrices", "profiles"]
+    needs: Literal["scan", "series", "spectra"]
     meaning: str
 
 
@@ -128,6 +148,12 @@ MEASURES = tuple(
         ("update_energy_left", "1", "matrices", "spectra", "share of ‖ΔW‖² in the top-r left"),
         ("update_energy_right", "1", "matrices", "spectra", "share of ‖ΔW‖² in the top-r right"),
         ("update_energy_two_sided", "1", "matrices", "spectra", "share of ‖ΔW‖² in both"),
+        ("row_stripes", "1", "profiles", "scan", "variance of row shares over its null's"),
+        ("column_stripes", "1", "profiles", "scan", "variance of column shares over its null's"),
+        ("row_profile_correlation", "1", "profiles", "series", "with the run's last checkpoint"),
+        ("row_profile_correlation_magnitude_null", "1", "profiles", "series", "its null"),
+        ("column_profile_correlation", "1", "profiles", "series", "with the run's last checkpoint"),
+        ("column_profile_correlation_magnitude_null", "1", "profiles", "series", "its null"),
     )
 )
 """Every measure that `compare` writes to the table, in its order."""

@@ -11,6 +11,7 @@ from offaxis.measures.number import Number, undefined
 
 __all__ = [
     "Squares",
+    "block_sizes",
     "column_changed",
     "correlation",
     "mask_picture",
@@ -76,12 +77,12 @@ def column_changed(scan: Scan) -> Floats:
 
 def mask_picture(mask: npt.NDArray[np.uint8], shape: tuple[int, int], *, side: int = 96) -> Floats:
     """The update mask as a picture: shares of changed entries in blocks, at most side × side."""
-    rows, cols = (_block_sizes(extent, side) for extent in shape)
+    rows, cols = (block_sizes(extent, side) for extent in shape)
     shares: Floats = block_counts(mask, rows, cols) / np.outer(rows, cols)
     return shares
 
 
-def _block_sizes(extent: int, side: int) -> npt.NDArray[np.int64]:
+def block_sizes(extent: int, side: int) -> npt.NDArray[np.int64]:
     """Cut `extent` into at most `side` blocks of nearly equal size."""
     edges = np.linspace(0, extent, min(side, extent) + 1).astype(np.int64)
     return edges[1:] - edges[:-1]

@@ -2,7 +2,8 @@
 
 (function start() {
   const data = JSON.parse(byId("data").textContent);
-  const state = { checkpoint: Math.max(0, data.checkpoints.length - 1), matrix: 0, grid: "", overlap: "", view: "observed", contrast: "" };
+  const state = { checkpoint: Math.max(0, data.checkpoints.length - 1), matrix: 0, grid: "", overlap: "", view: "observed", contrast: "", series: "", run: 0, along: "rows" };
+  let ownSide = false;
 
   function options(id, entries, key, then) {
     const select = byId(`choose-${id}`);
@@ -39,15 +40,23 @@
     drawChosen();
   }
 
+  /** Rows or columns, whichever are striped in such matrices, until the reader has chosen. */
+  function follow() {
+    const one = data.matrices.list[state.matrix], select = byId("choose-along");
+    if (!one || !select || ownSide) return;
+    state.along = naturalSide(one);
+    select.value = state.along;
+  }
+
   const grid = () => (data.grid.layers.length && state.grid ? drawGrid(data, state) : absent("grid", "No measure is defined for any tensor."));
   const scatter = () => { drawScatter(data, state, choose); drawMeans(data, state); };
-  const drawChosen = () => { drawScatter(data, state, choose); drawMatrix(data, state); };
+  const drawChosen = () => { follow(); drawScatter(data, state, choose); drawMatrix(data, state); };
   const contrast = () => drawContrast(data, state);
   function drawAll() {
     if (data.checkpoints.length) { grid(); scatter(); drawMatrix(data, state); }
     contrast();
     drawJaccard(data);
-    drawSeries(data);
+    drawSeries(data, state);
   }
 
   function theme(name) {
@@ -59,7 +68,9 @@
   const list = data.matrices.list.map((one, i) => ({ value: i, words: one.name, group: one.role }));
   const roles = [...new Set(list.map((entry) => entry.group))];
   const order = roles.flatMap((role) => list.filter((entry) => entry.group === role));
-  if (order.length) state.matrix = order[Math.floor(order.filter((entry) => entry.group === roles[0]).length / 2)].value;
+  const headed = order.filter((entry) => data.matrices.list[entry.value].heads).map((entry) => entry.group);
+  const opening = order.filter((entry) => entry.group === (headed.includes("q_proj") ? "q_proj" : headed[0] || roles[0]));
+  if (order.length) state.matrix = opening[Math.floor(opening.length / 2)].value;
   const gridNames = Object.keys(data.grid.values);
   const overlaps = Object.keys(data.points.titles);
   options("checkpoint", data.checkpoints.map((one, i) => ({ value: i, words: one.label })), "checkpoint", drawAll);
@@ -69,6 +80,15 @@
   const views = [["observed", "observed against null"], ["difference", "difference from null"]];
   options("view", overlaps.length ? views.map(([value, words]) => ({ value, words })) : [], "view", () => drawScatter(data, state, choose));
   options("contrast", [...new Set(data.contrasts.map((row) => row.title))].map((words) => ({ value: words, words })), "contrast", contrast);
+
+  const runs = data.series ? data.series.shown : [];
+  options("series", data.series ? data.series.measures.map(({ name, title }) => ({ value: name, words: title })) : [], "series", () => drawSeries(data, state));
+  options("run", runs.map((one, i) => ({ value: i, words: one.run })), "run", () => drawProfiles(data, state));
+  options("along", runs.length ? [["rows", "rows"], ["cols", "columns"]].map(([value, words]) => ({ value, words })) : [], "along", () => {
+    ownSide = true;
+    drawProfiles(data, state);
+  });
+  follow();
 
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
   let own = false;

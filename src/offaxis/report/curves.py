@@ -13,9 +13,11 @@ __all__ = [
     "LEVELS",
     "Detail",
     "blocks",
+    "consensus_curves",
     "log_indices",
     "matrix_curves",
     "pack",
+    "pack_signed",
     "rounded",
     "spread",
     "stratified",
@@ -37,11 +39,22 @@ class Detail:
     @property
     def size(self) -> int:
         """Characters that one matrix of one checkpoint takes, about."""
-        return self.picture**2 + 4 * self.stripe + 34 * self.points + 600
+        return self.picture**2 + 8 * self.stripe + 34 * self.points + 500
+
+    @property
+    def consensus(self) -> int:
+        """Characters that the consensus of the runs on one matrix takes, about."""
+        return 2 * self.picture**2 + 8 * self.stripe + 300
 
 
-LEVELS = (Detail(96, 192, 64), Detail(64, 128, 48), Detail(48, 96, 40), Detail(32, 64, 32))
-"""From finest to coarsest; the page takes the finest at which all matrices fit."""
+LEVELS = (Detail(96, 256, 64), Detail(64, 128, 48), Detail(48, 128, 40), Detail(32, 64, 32))
+"""From finest to coarsest; the page takes the finest at which all matrices fit. Stripes halve the
+256 stretches in which the null profiles are stored, so that both have the same edges."""
+
+_STORED = 256
+_COARSE = 24
+_SIDES = ("consensus_rows", "consensus_columns")
+_NULL = "_magnitude_null"
 
 
 def rounded(value: float | None, digits: int = 4) -> float | None:
@@ -87,6 +100,17 @@ def pack(values: Values, digits: int) -> dict[str, Any]:
     return {"max": rounded(largest, 6), "d": digits, "q": text}
 
 
+def pack_signed(values: Values) -> dict[str, Any]:
+    """Values of either sign as text of one base-64 digit each: 31 is zero, 0 and 62 the ends.
+
+    `{"reach": largest size, "q": text}`; the step is `reach / 31`.
+    """
+    flat = np.nan_to_num(values.ravel(), nan=0.0, posinf=0.0, neginf=0.0)
+    reach = float(np.abs(flat).max(initial=0.0))
+    codes = 31 + np.round(flat * (31 / reach if reach > 0 else 0.0)).astype(int)
+    return {"reach": rounded(reach, 6), "q": "".join(_DIGITS[code] for code in codes)}
+
+
 def matrix_curves(found: Mapping[str, Values], detail: Detail) -> dict[str, Any]:
     """What the page draws of one matrix: keys absent for curves that were not measured."""
     out: dict[str, Any] = {}
@@ -101,14 +125,43 @@ def matrix_curves(found: Mapping[str, Values], detail: Detail) -> dict[str, Any]
         if curve in found:
             chosen = choose(len(found[curve]), detail.points)
             out[key] = {"n": len(found[curve]), "y": [rounded(found[curve][i]) for i in chosen]}
-    for key, curve in (("rows", "row_changed"), ("cols", "column_changed")):
-        if curve in found:
-            out[key] = pack(blocks(found[curve], detail.stripe), 2)
+    out |= _stripes(found, "row_changed", "column_changed", detail.stripe)
     if "mask_picture" in found:
         out["picture"] = picture(found["mask_picture"], detail.picture)
     if "ulp_histogram" in found:
         out["ulp"] = [int(value) for value in np.nan_to_num(found["ulp_histogram"])]
     return out
+
+
+def consensus_curves(found: Mapping[str, Values], detail: Detail) -> dict[str, Any] | None:
+    """What the page draws of the consensus of the runs on one matrix; None without a picture.
+
+    The null's picture is the observed one minus `gap`. A small matrix gets larger blocks, since
+    the difference of blocks of a few entries is noise.
+    """
+    seen, null = found.get("consensus_picture"), found.get(f"consensus_picture{_NULL}")
+    if seen is None or seen.ndim != 2:
+        return None
+    null = null if null is not None and null.shape == seen.shape else None
+    shape = [
+        len(found.get(name, ())) or side for name, side in zip(_SIDES, seen.shape, strict=True)
+    ]
+    high, wide = (min(detail.picture, max(_COARSE, extent // 4)) for extent in shape)
+    seen = blocks(blocks(seen, high, 0), wide, 1)
+    out = {"picture": picture(seen, detail.picture)}
+    if null is not None:
+        out["gap"] = pack_signed(seen - blocks(blocks(null, high, 0), wide, 1))
+    return out | _stripes(found, *_SIDES, detail.stripe)
+
+
+def _stripes(found: Mapping[str, Values], rows: str, columns: str, length: int) -> dict[str, Any]:
+    """Row and column profiles and their nulls, absent where they were not measured."""
+    return {
+        key + short: pack(blocks(blocks(found[name + null], _STORED), length), 2)
+        for key, name in (("rows", rows), ("cols", columns))
+        for short, null in (("", ""), ("Null", _NULL))
+        if name + null in found
+    }
 
 
 def _shift(base: Values, tuned: Values, chosen: Sequence[int]) -> list[float | None]:

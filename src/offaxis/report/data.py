@@ -11,8 +11,9 @@ from offaxis.report.curves import rounded, spread, stratified
 from offaxis.report.glossary import KINDS, title
 from offaxis.report.headline import excess
 from offaxis.report.matrices import by_depth, matrices
+from offaxis.report.steps import series
 from offaxis.report.tables import MISMATCH
-from offaxis.report.text import clean, is_number, json_block, short_labels
+from offaxis.report.text import clean, is_number, json_block
 
 __all__ = ["BUDGET", "page_data"]
 
@@ -34,7 +35,11 @@ _GRID = (
     "effective_rank",
 )
 _FLOW = (
+    "q_a_proj",
+    "q_b_proj",
     "q_proj",
+    "kv_a_proj_with_mqa",
+    "kv_b_proj",
     "k_proj",
     "v_proj",
     "qkv_proj",
@@ -70,11 +75,13 @@ def page_data(
         "points": _points(valid, tuned),
         "means": _means(pairs, labels, valid),
         "jaccard": _jaccard(across, labels),
-        "series": _series(across, pairs, names),
+        "series": series(across, pairs, names, tuned),
+        "consensus": [names.get(str(one), clean(one)) for one in across.get("consensus_of") or []],
         "contrasts": _contrasts(contrasts, names),
     }
     room = BUDGET - len(json_block(data).encode())
-    data["matrices"] = matrices(valid, curves, tuned, room)
+    heads = (summary.get("run") or {}).get("heads")
+    data["matrices"] = matrices(valid, curves, tuned, heads=heads, room=room)
     return data
 
 
@@ -215,46 +222,6 @@ def _jaccard(across: Mapping[str, Any], labels: Sequence[str]) -> dict[str, Any]
         "chance": _finite(across.get("jaccard_chance")),
         "mean_null": _finite(across.get("jaccard_magnitude_null")),
         "in_r_runs": _finite(across.get("changed_in_r_runs")),
-    }
-
-
-def _series(
-    across: Mapping[str, Any], pairs: Sequence[Mapping[str, Any]], names: Mapping[str, str]
-) -> dict[str, Any] | None:
-    """Each measure against the training step, a list of points a run."""
-    rows = [row for row in across.get("series") or [] if is_number(row.get("step"))]
-    if len({row["step"] for row in rows}) < 2:
-        return None
-    extra = {str(pair["tuned"]): pair for pair in pairs}
-    measures = ["unchanged_bf16", "relative_update_norm", "nss", "rotation_left_deg"]
-    measures += ["principal_overlap", "low_magnitude_overlap"]
-    wanted = [name + null for name in measures for null in _NULLS[:2]]
-    found = list(dict.fromkeys(str(row.get("run") or "run") for row in rows))
-    runs = dict(zip(found, short_labels(found), strict=True))
-    points = []
-    for row in rows:
-        both = {**extra.get(str(row.get("tuned")), {}), **row}
-        point: dict[str, Any] = {
-            name: rounded(both[name]) for name in wanted if is_number(both.get(name))
-        }
-        point |= {
-            "run": runs[str(row.get("run") or "run")],
-            "step": row["step"],
-            "label": names.get(str(row.get("tuned")), clean(row.get("tuned"))),
-        }
-        points.append(point)
-    shown = [name for name in measures if any(name in point for point in points)]
-    return {
-        "points": sorted(points, key=lambda point: point["step"]),
-        "runs": list(runs.values()),
-        "measures": [
-            {
-                "name": name,
-                "title": title(name),
-                "null": any(f"{name}_magnitude_null" in point for point in points),
-            }
-            for name in shown
-        ],
     }
 
 

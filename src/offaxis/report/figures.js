@@ -38,6 +38,8 @@ function shown(value, digits = 4) {
 
 const shareText = (value) => (value === null ? "—" : `${shown(100 * value, 3)}\u00a0%`);
 
+const signedShare = (value) => (value > 0 ? `+${shareText(value)}` : shareText(value));
+
 function scale(kind) {
   return [0, 1, 2, 3, 4].map((i) => [i / 4, colour(`--${kind}${i}`)]);
 }
@@ -107,6 +109,7 @@ function mark(kind, tint, dash) {
     star: "M13 1l1.5 3.5 3.7.3-2.8 2.4.9 3.6-3.3-2-3.3 2 .9-3.6-2.8-2.4 3.7-.3z", cross: "M11 2h4v2h3v4h-3v3h-4v-3h-3v-4h3z",
   };
   if (kind === "ramp") [0, 1, 2, 3, 4].forEach((i) => add("rect", { x: 5 * i, y: 1, width: 5.2, height: 10, fill: colour(`--seq${i}`) }));
+  if (kind === "both") [0, 1, 2, 3, 4].forEach((i) => add("rect", { x: 5 * i, y: 1, width: 5.2, height: 10, fill: colour(`--div${i}`) }));
   if (shapes[kind]) add("path", { d: shapes[kind], fill: tint });
   if (kind === "hollow") add("path", { d: shapes.circle, fill: "none", stroke: tint, "stroke-width": 1.4 });
   return picture;
@@ -283,23 +286,4 @@ function drawJaccard(data) {
   if (counts) draw("runs", [{ type: "bar", x: counts.map((_, i) => i), y: counts, marker: { color: colour("--one") }, hoverinfo: "text",
     hovertext: counts.map((v, i) => `${i} of ${counts.length - 1} runs: ${shareText(v)}`) }],
   { xaxis: axis("Runs in which the entry changed", { dtick: Math.ceil(counts.length / 12) }), yaxis: axis("Share of entries", { tickformat: ".0%" }), height: 300 });
-}
-
-function drawSeries(data) {
-  if (!data.series) return;
-  const { points, runs, measures } = data.series;
-  const look = (run) => [colour(SERIES[run % 8]), DASHES[run % 6], SYMBOLS[run % 8]];
-  for (const measure of measures) {
-    const traces = [];
-    const line = (run, key, thin) => {
-      const mine = points.filter((p) => p.run === runs[run] && p[key] !== undefined);
-      const [tint, dash, symbol] = look(run);
-      if (mine.length) traces.push({ type: "scatter", mode: "lines+markers", x: mine.map((p) => p.step), y: mine.map((p) => p[key]),
-        line: { color: tint, dash, width: thin ? 1 : 2 }, marker: { symbol: thin ? `${symbol}-open` : symbol, size: thin ? 9 : 7, color: tint },
-        hoverinfo: "text", text: mine.map((p) => `${safe(p.label)}, step ${p.step}<br>${thin ? "magnitude null" : measure.title}: ${shown(p[key])}`) });
-    };
-    runs.forEach((_, run) => { line(run, `${measure.name}_magnitude_null`, true); line(run, measure.name, false); });
-    draw(`series-${measure.name}`, traces, { height: 220, xaxis: axis("Step", { rangemode: "tozero", nticks: 6 }), yaxis: axis("", { nticks: 5, tickformat: measure.name === "unchanged_bf16" ? ".0%" : "" }) });
-  }
-  legend("series", runs.map((name, run) => [name, look(run)[2], look(run)[0], look(run)[1]]));
 }

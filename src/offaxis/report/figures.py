@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from offaxis.report.text import escape
+from offaxis.report.text import escape, join
 
-__all__ = ["across", "figure", "fixed", "section", "series"]
+__all__ = ["across", "consensus", "figure", "fixed", "pick", "profiles", "section", "series"]
 
 _FIXED = {
     "grid": (
@@ -41,18 +41,38 @@ _FIXED = {
     ),
     "mask": (
         "Where the entries changed",
-        "Share of changed entries in each block of the matrix, in rows (right) and in columns "
-        "(top): stripes are rows or columns that move as one.",
+        "Share of changed entries in each block, each row (right) and each column (top); thin "
+        "dotted lines are what the magnitudes of the entries alone predict for a row or column.",
     ),
     "ulp": (
         "How far entries moved",
         "Share of entries by the number of bfloat16 values between old and new, on a log scale: "
         "0 is unchanged, 1 the next value.",
     ),
+    "profile": (
+        "Profile over the steps",
+        "Each line is a checkpoint of the run: where peaks and troughs stay in place while the "
+        "lines rise, the pattern was fixed early.",
+    ),
+    "profile-null": (
+        "What magnitudes alone predict",
+        "The same, had the changed entries been redrawn among entries of equal magnitude: a peak "
+        "that is missing here belongs to its row or column.",
+    ),
     "consensus": (
         "Consensus of the runs",
-        "Mean share of runs in which the entries of each block changed: blocks near the top of "
-        "the scale are changed by most runs.",
+        "Share of runs, each at its last checkpoint, in which the entries of a block changed; "
+        "stripes are rows or columns that all runs change.",
+    ),
+    "consensus-null": (
+        "What magnitudes alone predict",
+        "The same map, on the same scale, if each run had redrawn its changed entries among "
+        "entries of equal magnitude.",
+    ),
+    "consensus-gap": (
+        "Consensus minus prediction",
+        "Zero where magnitudes explain the consensus: the stripes that remain here are rows or "
+        "columns changed more, or less, than the size of their entries says.",
     ),
 }
 
@@ -65,6 +85,11 @@ def figure(name: str, heading: str, how: str, before: str = "") -> str:
         f'<div class="plot" id="plot-{name}" role="img" aria-label="{heading}. {how}"></div>'
         "</figure>"
     )
+
+
+def pick(name: str, words: str) -> str:
+    """A labelled choice, filled by the page's script."""
+    return f'<label class="pick">{words} <select id="choose-{name}"></select></label>'
 
 
 def fixed(name: str, before: str = "") -> str:
@@ -106,21 +131,56 @@ def across(jaccard: Mapping[str, Any] | None) -> str:
     return section("across", "Across the runs", f'{mean}<div class="grid">{"".join(parts)}</div>')
 
 
+_FIXED_EARLY = {
+    "row_profile_correlation": ("How early the row profile is fixed", "rows"),
+    "column_profile_correlation": ("How early the column profile is fixed", "columns"),
+}
+
+
 def series(data: Mapping[str, Any] | None) -> str:
-    """A small figure for each measure over the training steps."""
+    """A chosen measure over the training steps, and how early the profiles are fixed."""
     if data is None:
         return ""
+    how = (
+        "Each line is a run and each mark a checkpoint, with the interval of its mean over "
+        "matrices shaded; thin dashed lines with hollow marks are the magnitude null."
+    )
+    body = figure("series", "A measure over the steps", how, pick("series", "Measure"))
     parts = []
-    for measure in data["measures"]:
-        null = "; thin lines with hollow marks are its magnitude null" if measure["null"] else ""
-        heading = escape(measure["title"])
-        parts.append(
-            figure(
-                f"series-{measure['name']}",
-                heading,
-                f"Each line is a run, each mark a checkpoint{null}.",
-            )
+    for name in data["profiles"]:
+        heading, side = _FIXED_EARLY[name]
+        how = (
+            f"Correlation of the changed shares of {side} with the last checkpoint's, mean over "
+            "matrices, beside what entries of equal magnitude give where those that moved stay "
+            f"moved (dashed): the gap between the two is a pattern of {side}."
         )
-    legend = '<div class="legend" id="legend-series"></div>'
-    body = f'{legend}<div class="grid three">{"".join(parts)}</div>'
+        parts.append(figure(f"series-{name}", heading, how))
+    body += f'<div class="grid level">{"".join(parts)}</div>' if parts else ""
     return section("series", "Over the training steps", body)
+
+
+def profiles(data: Mapping[str, Any] | None) -> str:
+    """The chosen matrix's profiles at several steps of a run, beside their null."""
+    if data is None or not data["shown"]:
+        return ""
+    picks = pick("run", "Run") + pick("along", "Along")
+    parts = fixed("profile") + fixed("profile-null")
+    told = '<p class="fine" id="persist" aria-live="polite"></p>'
+    return f'<div id="profiles">{picks}<div class="grid level">{parts}</div>{told}</div>'
+
+
+def consensus(found: Sequence[Mapping[str, Any] | None], runs: Sequence[str]) -> str:
+    """Consensus map of the chosen matrix; its null and their difference where they are known.
+
+    runs: labels of the checkpoints that the consensus is of.
+    """
+    known = [one for one in found if one is not None]
+    if not known:
+        return ""
+    parts = fixed("consensus")
+    if any("gap" in one for one in known):
+        parts += fixed("consensus-null") + fixed("consensus-gap")
+    more = [f"{len(runs) - 5} more"] if len(runs) > 6 else []
+    names = escape(join([*runs[: 5 if more else 6], *more]), 1000)
+    told = f'<p class="fine">Runs in the consensus: {names}.</p>' if runs else ""
+    return f'<div class="grid three level" id="agreement">{parts}</div>{told}'

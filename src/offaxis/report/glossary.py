@@ -37,6 +37,10 @@ _TITLES = {
     "weyl_ratio": "Weyl ratio",
     "wedin_bound_deg": "Bound on every angle (Wedin), °",
     "correlation": "Correlation of tuned with base",
+    "row_stripes": "Row stripes",
+    "column_stripes": "Column stripes",
+    "row_profile_correlation": "Row profile against the last checkpoint",
+    "column_profile_correlation": "Column profile against the last checkpoint",
     "principal_near_threshold": "Entries at the principal threshold",
     "nonfinite_base": "NaN or infinite, base",
     "nonfinite_tuned": "NaN or infinite, tuned",
@@ -55,6 +59,9 @@ _REASONS = {
     "no_update": "the update is zero",
     "no_gap_at_full_rank": "the subspace is the whole space, so it has no gap",
     "vacuous": "the update is larger than the gap, so the bound says nothing",
+    "no_variation": "rows or columns cannot vary: no entry or every entry changed",
+    "constant_profile": "every row or column changed alike",
+    "one_place": "a single row or column",
     "not_a_matrix": "not a matrix",
     "not_asked_for": "not asked for",
     "not_sampled": "not in the sample of matrices",
@@ -140,6 +147,26 @@ _ENTRIES = (
         "ULP distance",
         "How many bfloat16 values lie between the old and the new value of an entry, counting "
         "the new one.",
+    ),
+    (
+        "Row and column profile",
+        "The share of changed entries in each row, or in each column. Its magnitude null is the "
+        "mean, over the row's entries, of the changed share of all entries of that magnitude.",
+    ),
+    (
+        "Row stripes, column stripes",
+        "Variance of the profile divided by the variance that its magnitude null expects: 1 when "
+        "the size of the entries explains it, more when whole rows or columns move as one.",
+    ),
+    (
+        "Profile against the last checkpoint",
+        "Pearson correlation of a checkpoint's profile with that of the last checkpoint of its "
+        "run. Its null redraws both masks together among entries of equal magnitude, so that it "
+        "keeps what follows from size and from entries that stay moved.",
+    ),
+    (
+        "Consensus of the runs",
+        "The share of runs, each at its last checkpoint, in which an entry changed.",
     ),
     (
         "Jaccard between runs",

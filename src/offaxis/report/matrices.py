@@ -12,9 +12,9 @@ from offaxis.report.curves import (
     LEVELS,
     Detail,
     Values,
+    consensus_curves,
     log_indices,
     matrix_curves,
-    picture,
     rounded,
     spread,
     stratified,
@@ -38,29 +38,45 @@ def by_depth(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def matrices(
-    valid: pl.DataFrame, curves: pl.DataFrame, tuned: Sequence[str], room: int
+    valid: pl.DataFrame,
+    curves: pl.DataFrame,
+    tuned: Sequence[str],
+    *,
+    heads: object,
+    room: int,
 ) -> dict[str, Any]:
     """Curves, pictures and numbers of as many matrices as fit into `room` bytes.
 
     All of them at the finest detail that holds all; at the coarsest, a choice over role and
-    depth, matrices with spectra first.
+    depth, matrices with spectra first. heads: how attention heads lie, as the run recorded it.
     """
+    valid = valid.filter(pl.col("tuned").is_in(tuned))
     candidates = _candidates(valid, curves, tuned)
     facts = _fact_names(valid, candidates)
     total, pages = candidates.height, max(1, len(tuned))
-    each = [pages * (level.size + 8 * len(facts)) + 500 for level in LEVELS]
+    agreed = curves.filter(pl.col("curve") == "consensus_picture").height > 0
+    each = [
+        pages * (level.size + 8 * len(facts)) + 500 + agreed * level.consensus for level in LEVELS
+    ]
     fits = [level for level, size in zip(LEVELS, each, strict=True) if size * total <= room]
     detail = fits[0] if fits else LEVELS[-1]
     limit = total if fits else max(1, min(total, room // each[-1]))
-    while True:
+
+    def build(limit: int) -> tuple[dict[str, Any], int]:
         chosen = _choose(candidates, limit)
-        block = _block(chosen, valid, curves, tuned=tuned, detail=detail, facts=facts) | {
-            "total": total
-        }
-        size = len(json_block(block).encode())
-        if size <= room or limit <= 1:
-            return block
+        block = _block(chosen, valid, curves, tuned=tuned, detail=detail, facts=facts)
+        block |= {"total": total, "list": _listed(chosen, heads)}
+        return block, len(json_block(block).encode())
+
+    block, size = build(limit)
+    while size > room and limit > 1:
         limit = max(1, min(limit - 1, limit * room // size))
+        block, size = build(limit)
+    more = min(total, limit * room // max(1, size))  # sizes are guessed on the safe side
+    if more > limit:
+        larger, size = build(more)
+        block = larger if size <= room else block
+    return block
 
 
 def _candidates(valid: pl.DataFrame, curves: pl.DataFrame, tuned: Sequence[str]) -> pl.DataFrame:
@@ -101,35 +117,62 @@ def _block(
     order = {name: i for i, name in enumerate(chosen["tensor"].to_list())}
     place = {name: i for i, name in enumerate(tuned)}
     found: list[list[dict[str, Values]]] = [[{} for _ in order] for _ in tuned]
-    consensus: dict[int, Any] = {}
+    agreed: list[dict[str, Values]] = [{} for _ in order]
     for key, tensor, curve, values in _read(curves, list(order)):
         if key in place:
             found[place[key]][order[tensor]][curve] = values
-        elif key == "" and curve == "consensus_picture":
-            consensus[order[tensor]] = picture(values, detail.picture)
+        elif key == "":
+            agreed[order[tensor]][curve] = values
     spectra = [_spectrum([one[i] for one in found], detail) for i in range(len(order))]
     drawn = [[matrix_curves(one, detail) for one in rows] for rows in found]
     updates = [[one.get("update") for one in rows] for rows in drawn]
     angles = [[one.get(side) for one in rows] for rows in drawn for side in ("left", "right")]
     return {
-        "list": [
-            {
-                "name": clean(row["tensor"]),
-                "role": clean(row["role"], 40),
-                "layer": row["layer"],
-                "shape": [row["rows"], row["cols"]],
-            }
-            for row in chosen.iter_rows(named=True)
-        ],
         "spectra": spectra,
         "curves": drawn,
         "ranks": _ranks(_lengths([spectra, *updates]), log_indices, detail.points),
         "angleRanks": _ranks(_lengths(angles), spread, detail.points),
-        "consensus": consensus,
+        "consensus": [consensus_curves(one, detail) for one in agreed],
         "facts": _facts(valid, order, place, facts),
         "factNames": list(facts),
         "factTitles": [title(name) for name in facts],
     }
+
+
+_HEADS = {
+    "q_proj": ("rows", "query"),
+    "k_proj": ("rows", "key_value"),
+    "v_proj": ("rows", "key_value"),
+    "o_proj": ("cols", "query"),
+}
+"""Role → the side along which its heads lie, and which heads they are."""
+
+
+def _listed(chosen: pl.DataFrame, heads: object) -> list[dict[str, Any]]:
+    """Name, place and shape of each kept matrix, and its attention heads where it has them."""
+    return [
+        {
+            "name": clean(row["tensor"]),
+            "role": clean(row["role"], 40),
+            "layer": row["layer"],
+            "shape": [row["rows"], row["cols"]],
+            "heads": _heads(row, heads),
+        }
+        for row in chosen.iter_rows(named=True)
+    ]
+
+
+def _heads(row: Mapping[str, Any], heads: object) -> dict[str, Any] | None:
+    """The side and number of a projection's heads; None where its shape does not agree."""
+    if row["role"] not in _HEADS or not isinstance(heads, Mapping):
+        return None
+    side, which = _HEADS[row["role"]]
+    count, dim = heads.get(which), heads.get("dim")
+    if not isinstance(count, int) or not isinstance(dim, int) or count < 1:
+        return None
+    if count * dim != row[side]:
+        return None
+    return {"side": side, "count": count}
 
 
 def _lengths(rows: Sequence[Sequence[Mapping[str, Any] | None]]) -> Iterable[int]:

@@ -56,44 +56,102 @@ function drawAngles(ranks, one) {
 }
 
 /** Hover words of one block: its rows, its columns, the share. */
-function blockWords(height, width, shape, values) {
+function blockWords(height, width, shape, values, tell) {
   const span = (i, parts, whole) => `${Math.floor((i * whole) / parts)}–${Math.max(Math.floor(((i + 1) * whole) / parts) - 1, Math.floor((i * whole) / parts))}`;
   return Array.from({ length: height }, (_, i) => Array.from({ length: width }, (_, j) =>
-    `rows ${span(i, height, shape[0])}, columns ${span(j, width, shape[1])}<br>${shareText(values[i * width + j])}`));
+    `rows ${span(i, height, shape[0])}, columns ${span(j, width, shape[1])}<br>${tell(values[i * width + j])}`));
 }
 
-function heat(picture, shape) {
-  const values = unpack(picture), { h, w } = picture;
-  return { type: "heatmap", z: Array.from({ length: h }, (_, i) => values.slice(i * w, (i + 1) * w)), colorscale: scale("seq"),
-    zmin: 0, zmax: picture.max || 1, x0: shape[1] / w / 2, dx: shape[1] / w, y0: shape[0] / h / 2, dy: shape[0] / h,
-    hoverinfo: "text", hovertext: blockWords(h, w, shape, values), showscale: false };
+/** A map of a matrix with its row profile to the right and its column profile above.
+
+`sides` has lists `rows` and `cols` of { values, tint, dash, words }; heads of attention are lines. */
+function drawMap(name, one, { h, w, values, look, sides, span, height, tell, tint }) {
+  const { shape } = one;
+  const traces = [{ type: "heatmap", z: Array.from({ length: h }, (_, i) => values.slice(i * w, (i + 1) * w)), ...look, showscale: false,
+    x0: shape[1] / w / 2, dx: shape[1] / w, y0: shape[0] / h / 2, dy: shape[0] / h, hoverinfo: "text", hovertext: blockWords(h, w, shape, values, tell) }];
+  const marks = [headMarks(one, "rows", ["x domain", "x2 domain"], 12, tint), headMarks(one, "cols", ["y domain", "y2 domain"], 8, tint)];
+  const stripe = (side, place) => {
+    const at = side.values.map((_, i) => ((i + 0.5) * shape[place]) / side.values.length);
+    const [x, y] = place ? [at, side.values] : [side.values, at];
+    traces.push({ type: "scatter", mode: "lines", x, y, line: { color: side.tint, width: side.dash ? 1 : 1.4, dash: side.dash || "solid" }, hoverinfo: "text",
+      text: side.values.map((v, i) => `${marks[place].head(at[i])}${place ? "column" : "row"} near ${Math.floor(at[i])}<br>${side.words}: ${tell(v)}`),
+      xaxis: place ? "x" : "x2", yaxis: place ? "y2" : "y" });
+  };
+  sides.rows.forEach((side) => stripe(side, 0));
+  sides.cols.forEach((side) => stripe(side, 1));
+  const ends = (place) => {
+    const [low, high] = span[place], pad = 0.08 * (high - low);
+    return { range: [low - pad, high + pad], tickmode: "array", zeroline: low < 0, showgrid: false,
+      ...(low < 0 ? { tickvals: [0], ticktext: ["0"] } : { tickvals: [low, high], ticktext: [low, high].map(briefShare) }) };
+  };
+  const named = (words, mark) => (mark.axis.tickvals ? `${words}, by head` : words);
+  draw(name, traces, { height, margin: { l: 62, r: 26, t: 16, b: 48 }, shapes: marks.flatMap((mark) => mark.lines),
+    xaxis: axis(named("Column", marks[1]), { domain: [0, 0.74], range: [0, shape[1]], automargin: false, nticks: 4, showgrid: false, ...marks[1].axis }),
+    yaxis: axis(named("Row", marks[0]), { domain: [0, 0.75], range: [shape[0], 0], automargin: false, showgrid: false, nticks: 6, ...marks[0].axis }),
+    xaxis2: axis("", { domain: [0.82, 1], anchor: "y", tickangle: 0, automargin: false, ...ends(0) }),
+    yaxis2: axis("", { domain: [0.81, 1], anchor: "x", tickangle: 0, automargin: false, ...ends(1) }) });
 }
 
-function drawMask(one, shape) {
-  if (!one.picture) return absent("mask", "No mask picture was kept for this matrix.");
-  const traces = [heat(one.picture, shape)];
-  const stripe = (packed, size, along, words) => {
-    if (!packed) return;
-    const values = unpack(packed);
-    const at = values.map((_, i) => ((i + 0.5) * size) / values.length);
-    const [x, y] = along === "rows" ? [values, at] : [at, values];
-    traces.push({ type: "scatter", mode: "lines", x, y, line: { color: colour("--two"), width: 1.4 }, hoverinfo: "text",
-      text: values.map((v, i) => `${words} near ${Math.floor(at[i])}<br>${shareText(v)}`),
-      xaxis: along === "rows" ? "x2" : "x", yaxis: along === "rows" ? "y" : "y2" });
-  };
-  stripe(one.rows, shape[0], "rows", "row");
-  stripe(one.cols, shape[1], "cols", "column");
-  const side = (packed) => {
-    const top = (packed && packed.max) || 1;
-    return { range: [0, 1.08 * top], tickmode: "array", tickvals: [0, top], ticktext: ["0", shareText(top)], tickangle: 0 };
-  };
-  draw("mask", traces, { height: 420, margin: { l: 56, r: 18, t: 12, b: 48 },
-    xaxis: axis("Column", { domain: [0, 0.74], range: [0, shape[1]], nticks: narrow() ? 4 : 6, showgrid: false }),
-    yaxis: axis("Row", { domain: [0, 0.75], range: [shape[0], 0], showgrid: false, nticks: 6 }),
-    xaxis2: axis("", { domain: [0.82, 1], anchor: "y", ...side(one.rows) }),
-    yaxis2: axis("", { domain: [0.81, 1], anchor: "x", ...side(one.cols) }) });
-  legend("mask", [[`picture: from 0 to ${shareText(one.picture.max)} of a block changed`, "ramp", ""],
-    ["share per row, per column", null, colour("--two"), "solid"]]);
+/** A share in whole percent, or with two digits where it is small. */
+const briefShare = (value) => `${value >= 0.1 || value <= 0 ? Math.round(100 * value) : shown(100 * value, 2)}%`;
+
+/** From the lowest to the highest value of the profiles along each side; about zero if signed. */
+function spans(...all) {
+  return ["rows", "cols"].map((key) => {
+    const values = all.flatMap((sides) => sides[key]).flatMap((side) => side.values);
+    const low = Math.min(...values), high = Math.max(...values), reach = Math.max(-low, high);
+    if (!values.length) return [0, 1];
+    if (low < 0) return [-reach, reach];
+    return high > low ? [low, high] : [low, low + 0.01];
+  });
+}
+
+/** The row and column profiles of `one`, and of its null where it has one. */
+function profileSides(one, nullOnly = false) {
+  const of = (key) => [
+    ...(one[`${key}Null`] ? [{ values: unpack(one[`${key}Null`]), tint: colour("--soft"), dash: nullOnly ? "" : "dot", words: "magnitude null" }] : []),
+    ...(one[key] && !nullOnly ? [{ values: unpack(one[key]), tint: colour("--two"), words: "observed" }] : []),
+  ];
+  return { rows: of("rows"), cols: of("cols") };
+}
+
+function drawMask(curves, one) {
+  if (!curves.picture) return absent("mask", "No mask picture was kept for this matrix.");
+  const { h, w, max } = curves.picture;
+  const sides = profileSides(curves);
+  drawMap("mask", one, { h, w, values: unpack(curves.picture), look: { colorscale: scale("seq"), zmin: 0, zmax: max || 1 }, sides, span: spans(sides),
+    height: 420, tell: shareText, tint: colour("--two") });
+  const entries = [[`picture: from 0 to ${shareText(max)} of a block changed`, "ramp", ""], ["share per row, per column", null, colour("--two"), "solid"]];
+  return legend("mask", curves.rowsNull ? [...entries, ["its magnitude null", null, colour("--soft"), "dot"]] : entries);
+}
+
+/** The difference that the page's `pack_signed` wrote. */
+const unpackSigned = ({ reach, q }) => [...q].map((code) => ((CODES.get(code) - 31) * reach) / 31);
+
+/** In how many runs the entries of the chosen matrix changed, what size predicts, the difference. */
+function drawConsensus(data, state) {
+  const names = ["consensus", "consensus-null", "consensus-gap"];
+  const found = data.matrices.consensus[state.matrix], one = data.matrices.list[state.matrix];
+  if (!found) return names.forEach((name) => absent(name, "No consensus was kept for this matrix."));
+  const { h, w } = found.picture, seen = unpack(found.picture);
+  const gap = found.gap ? unpackSigned(found.gap) : null;
+  const none = gap ? seen.map((v, i) => Math.max(0, v - gap[i])) : [];
+  const all = [...seen, ...none], low = Math.min(...all), high = Math.max(...all);
+  const look = { colorscale: scale("seq"), zmin: low, zmax: high > low ? high : low + 1 };
+  const runs = data.consensus.length ? `of ${data.consensus.length} runs` : "of runs";
+  const ramp = [`from ${shareText(low)} to ${shareText(high)} ${runs}`, "ramp", ""];
+  const sides = profileSides(found), common = { h, w, height: 380, span: spans(sides), tell: shareText, tint: colour("--two") };
+  drawMap("consensus", one, { ...common, values: seen, look, sides });
+  legend("consensus", [ramp, ["rows, columns", null, colour("--two"), "solid"], ["their null", null, colour("--soft"), "dot"]]);
+  if (!gap) return ["consensus-null", "consensus-gap"].forEach((name) => absent(name, "No null was kept for this matrix."));
+  drawMap("consensus-null", one, { ...common, values: none, look, sides: profileSides(found, true) });
+  legend("consensus-null", [ramp]);
+  const apart = (key) => (found[key] && found[`${key}Null`] ? [{ tint: colour("--two"), words: "difference",
+    values: unpack(found[key]).map((v, i) => v - unpack(found[`${key}Null`])[i]) }] : []);
+  const reach = found.gap.reach || 1, gaps = { rows: apart("rows"), cols: apart("cols") };
+  drawMap("consensus-gap", one, { ...common, values: gap, look: { colorscale: scale("div"), zmin: -reach, zmax: reach },
+    sides: gaps, span: spans(gaps), tell: signedShare, tint: colour("--ink") });
+  return legend("consensus-gap", [[`from ${signedShare(-reach)} to ${signedShare(reach)}`, "both", ""]]);
 }
 
 function drawDistances(one) {
@@ -134,12 +192,13 @@ function drawFacts(data, checkpoint, matrix) {
   const values = facts[checkpoint][matrix];
   const of = (name) => { const i = names.indexOf(name); return i < 0 ? null : values[i]; };
   const isNull = (name) => name.endsWith("_null");
-  const beside = names.filter((name) => names.includes(`${name}_magnitude_null`));
-  const alone = names.filter((name) => !isNull(name) && !beside.includes(name));
+  const pairs = names.filter((name) => names.includes(`${name}_magnitude_null`));
+  const alone = names.filter((name) => !isNull(name) && !pairs.includes(name));
+  const beside = pairs.filter((name) => of(name) !== null || !name.includes("_profile_"));  // the last checkpoint has none
   const title = (name) => titles[names.indexOf(name)];
   const tables = [];
   if (alone.length) tables.push(factTable("Measures", ["Measure", "Value"], alone.map((name) => [title(name), shown(of(name))])));
-  if (beside.length) tables.push(factTable("Overlaps beside their nulls", ["Overlap", "Observed", "Magnitude", "Rounding"],
+  if (beside.length) tables.push(factTable("Beside their nulls", ["Measure", "Observed", "Magnitude", "Rounding"],
     beside.map((name) => [title(name), shown(of(name)), shown(of(`${name}_magnitude_null`)), shown(of(`${name}_rounding_null`))])));
   byId("facts-table").replaceChildren(...tables);
 }
@@ -154,12 +213,9 @@ function drawMatrix(data, state) {
   byId("matrix-name").textContent = one.name;
   drawSpectrum(data.matrices.ranks, curves, data.matrices.spectra[state.matrix]);
   drawAngles(data.matrices.angleRanks, curves);
-  drawMask(curves, one.shape);
+  drawMask(curves, one);
+  drawProfiles(data, state);
   drawDistances(curves);
   drawFacts(data, state.checkpoint, state.matrix);
-  const consensus = data.matrices.consensus[state.matrix];
-  if (!consensus) return absent("consensus", "No consensus was kept for this matrix.");
-  const trace = { ...heat(consensus, one.shape), showscale: true, colorbar: { ...bar("share of runs"), tickformat: ".0%" } };
-  return draw("consensus", [trace], { height: 320, xaxis: axis("Column", { nticks: 5, showgrid: false }),
-    yaxis: axis("Row", { autorange: "reversed", showgrid: false }) });
+  return byId("plot-consensus") ? drawConsensus(data, state) : undefined;
 }

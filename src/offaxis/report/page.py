@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Mapping
-from importlib.resources import files
 from string import Template
 from typing import Any
 
 import polars as pl
-from plotly.offline import get_plotlyjs
 
 from offaxis.report import tables
 from offaxis.report.data import page_data
-from offaxis.report.figures import across, figure, fixed, section, series
+from offaxis.report.document import asset, plotly, policy
+from offaxis.report.figures import (
+    across,
+    consensus,
+    figure,
+    fixed,
+    pick,
+    profiles,
+    section,
+    series,
+)
 from offaxis.report.glossary import glossary, title
 from offaxis.report.headline import Headline, headline
 from offaxis.report.text import count, escape, join, json_block, short_labels
 
 __all__ = ["render"]
 
-_SCRIPTS = ("figures.js", "matrix.js", "app.js")
+_SCRIPTS = ("figures.js", "steps.js", "matrix.js", "app.js")
 
 
 def render(
@@ -43,13 +49,13 @@ def render(
     pairs = summary.get("pairs") or []
     labels = short_labels([str(pair["tuned"]) for pair in pairs])
     data = page_data(measurements, curves, summary, labels, contrasts)
-    plotly = get_plotlyjs().replace("\r\n", "\n").replace("</script", "<\\/script")
-    script = "\n".join(_asset(name) for name in _SCRIPTS)
+    library = plotly()
+    script = "\n".join(asset(name) for name in _SCRIPTS)
     why = tables.reasons(measurements)
     names = {str(pair["tuned"]): label for pair, label in zip(pairs, labels, strict=True)}
-    return Template(_asset("page.html")).substitute(
-        policy=_policy(plotly, script),
-        style=_asset("style.css"),
+    return Template(asset("page.html")).substitute(
+        policy=policy(library, script),
+        style=asset("style.css"),
         base=escape(summary.get("base", "")),
         headline=_headline(headline(summary, labels), _differ(contrasts)),
         scores=section("scores", "Scores", _scores(scores, names)),
@@ -61,29 +67,16 @@ def render(
         across=across(data["jaccard"]),
         series=series(data["series"]),
         **{name: fixed(name) for name in ("means", "spectrum", "shift", "angles", "mask", "ulp")},
-        consensus=fixed("consensus") if data["matrices"]["consensus"] else "",
-        grid=fixed("grid", _pick("grid", "Measure")),
-        scatter=fixed("scatter", _pick("overlap", "Overlap with") + _pick("view", "Show")),
+        profiles=profiles(data["series"]),
+        consensus=consensus(data["matrices"]["consensus"], data["consensus"]),
+        grid=fixed("grid", pick("grid", "Measure")),
+        scatter=fixed("scatter", pick("overlap", "Overlap with") + pick("view", "Show")),
         mismatches=tables.mismatches(measurements, names),
         glossary=glossary(),
         run=tables.run_block(summary.get("run") or {}),
         data=json_block(data),
-        plotly=plotly,
+        plotly=library,
         script=script,
-    )
-
-
-def _asset(name: str) -> str:
-    return files("offaxis.report").joinpath(name).read_text(encoding="utf-8")
-
-
-def _policy(*scripts: str) -> str:
-    """A content security policy that runs these scripts and fetches nothing."""
-    digests = (hashlib.sha256(script.encode()).digest() for script in scripts)
-    allowed = " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
-    return (
-        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; "
-        "img-src data: blob:; base-uri 'none'; form-action 'none'"
     )
 
 
@@ -103,10 +96,6 @@ def _headline(words: Headline, differ: str) -> str:
     )
 
 
-def _pick(name: str, words: str) -> str:
-    return f'<label class="pick">{words} <select id="choose-{name}"></select></label>'
-
-
 def _scores(scores: pl.DataFrame | None, names: Mapping[str, str]) -> str:
     return "" if scores is None or scores.is_empty() else tables.scores_table(scores, names)
 
@@ -118,7 +107,7 @@ def _contrasts(contrasts: pl.DataFrame | None, names: Mapping[str, str]) -> str:
         "Each dot is a difference, first run minus second, with its interval; one that crosses "
         "the zero line cannot be told from none."
     )
-    drawn = figure("contrast", "The differences drawn", how, _pick("contrast", "Measure"))
+    drawn = figure("contrast", "The differences drawn", how, pick("contrast", "Measure"))
     return tables.contrasts_table(contrasts, names) + drawn
 
 

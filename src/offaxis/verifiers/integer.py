@@ -2,6 +2,8 @@
 
 import re
 
+from offaxis.verifiers.marked import marked_answer
+
 __all__ = ["final_integer", "integer_reward"]
 
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
@@ -10,15 +12,11 @@ _INTEGER = re.compile(r"-?[0-9]{1,18}")
 def final_integer(completion: str, *, marker: str = "#") -> int | None:
     """The integer that a completion gives as its answer, or None where it gives none.
 
-    An answer is what follows `marker`, up to the end, blanks stripped: ASCII digits, at most 18,
-    perhaps behind a minus sign. A completion with no marker, or with more than one (hedging),
-    gives no answer. Any string is accepted; nothing is raised.
+    ASCII digits, at most 18, perhaps behind a minus sign; `marked_answer` says where they stand.
+    Any string is accepted; nothing is raised.
     """
-    pieces = completion.split(marker)
-    if len(pieces) != 2:
-        return None
-    text = pieces[1].strip()
-    return int(text) if _INTEGER.fullmatch(text) else None
+    text = marked_answer(completion, marker=marker)
+    return int(text) if text is not None and _INTEGER.fullmatch(text) else None
 
 
 def integer_reward(completion: str, answer: int, *, marker: str = "#") -> float:

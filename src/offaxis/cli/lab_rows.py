@@ -1,0 +1,140 @@
+"""`offaxis lab table`, `plot` and `study`: asking what a queue has found."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from polars import DataFrame
+
+__all__ = ["add_row_commands", "print_json"]
+
+
+def add_row_commands(app: typer.Typer) -> None:
+    """Give `offaxis lab` its commands about rows."""
+    for command in (table, plot, study):
+        app.command()(command)
+
+
+def print_json(result: object) -> None:
+    """A result alone on standard output, no NaN among it."""
+    import json
+    import sys
+
+    json.dump(result, sys.stdout, indent=1, allow_nan=False)
+    print()
+
+
+def table(
+    source: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A queue's directory, or a table it wrote.")
+    ],
+    by: Annotated[
+        str, typer.Option(help="Columns that make a group.")
+    ] = "method,task,learning_rate",
+    columns: Annotated[
+        str | None, typer.Option(help="Numbers to average; a choice of them by default.")
+    ] = None,
+    where: Annotated[
+        str | None, typer.Option(help="A SQL condition; by default each run's last checkpoint.")
+    ] = None,
+    sql: Annotated[
+        str | None, typer.Option(help="A whole query over the tables runs and checkpoints.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write all rows, unchanged, to one Parquet file.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the table as JSON.")] = False,
+) -> None:
+    """Query a queue's rows: means by group, or any SQL."""
+    from offaxis.lab import query
+    from offaxis.lab.queue import read_rows
+
+    if out is not None:
+        from offaxis.output import staged_file
+
+        with staged_file(out) as staged:
+            read_rows(source).write_parquet(staged, compression="zstd")
+    if sql is not None:
+        found = query.query(source, sql)
+    else:
+        chosen = columns.split(",") if columns else query.DEFAULT_COLUMNS
+        found = query.grouped(source, by=by.split(","), columns=chosen, where=where)
+    if as_json:
+        print_json(found.to_dicts())
+    else:
+        _show(found)
+
+
+def _show(found: "DataFrame") -> None:
+    """A frame as a plain table; `x_sd` is joined to `x`."""
+    import sys
+
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    names = [name for name in found.columns if f"{name.removesuffix('_sd')}_sd" != name]
+    shown = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for name in names:
+        shown.add_column(name.replace("_", " "), justify="right", overflow="fold")
+    for row in found.iter_rows(named=True):
+        cells = []
+        for name in names:
+            spread = row.get(f"{name}_sd")
+            cells.append(_cell(row[name]) + (f" ± {spread:.2g}" if spread is not None else ""))
+        shown.add_row(*cells)
+    Console(width=None if sys.stdout.isatty() else 220).print(shown)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "—"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def plot(
+    source: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A queue's directory, or a table it wrote.")
+    ],
+    x: Annotated[str, typer.Option(help="A column of numbers.")],
+    y: Annotated[str, typer.Option(help="Another.")],
+    out: Annotated[Path, typer.Option(help="The picture: .svg, .png or .pdf.")],
+    colour: Annotated[str, typer.Option("--colour", "--color", help="One colour a value.")] = (
+        "method"
+    ),
+    panel: Annotated[str, typer.Option(help="One panel a value; none for a single one.")] = "task",
+    where: Annotated[str | None, typer.Option(help="A SQL condition on checkpoints.")] = None,
+) -> None:
+    """Plot one number of a queue's checkpoints against another."""
+    from offaxis.lab.plots import Look, draw, save_figure
+
+    look = Look(x, y, colour, None if panel == "none" else panel, where)
+    save_figure(draw(source, look), out)
+    print(f"The plot is in {out}")
+
+
+def study(
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="DIR", help="A queue's directory, or what this command wrote."),
+    ],
+    out: Annotated[Path | None, typer.Option(help="Directory for tables and figures.")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Write into a non-empty DIR.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the answers as JSON.")] = False,
+) -> None:
+    """Answer the first study's questions from a queue's rows: holds, does not, cannot tell."""
+    from offaxis.lab.study import Study
+
+    found = Study.read(source)
+    if out is not None:
+        found.save(out, overwrite=overwrite)
+    if as_json:
+        print_json(found.told())
+        return
+    for title, frame in found.tables():
+        print(title)
+        _show(frame)

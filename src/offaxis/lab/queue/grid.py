@@ -1,0 +1,161 @@
+"""From a grid file to runs: which methods, rates, seeds and tasks, and each run's identity."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from offaxis.errors import InputError
+from offaxis.lab.training import METHODS, TrainingSettings
+
+__all__ = ["BASE_METHOD", "RunConfig", "distinct", "expand", "read_grid"]
+
+BASE_METHOD = "base"
+"""The method of the row that holds the untrained base's scores, one a task."""
+
+_STUDIES = Path(__file__).parent.parent / "studies"
+_ORDER = ("seed", "learning_rate", "task", "method")
+"""What varies slowest first, so that a queue that is stopped early has whole replications."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run: a method and its settings. Everything that a result depends on but the base."""
+
+    method: str = "grpo"
+    task: str = "arithmetic"
+    learning_rate: float = 3e-5
+    seed: int = 0
+    steps: int = 40
+    save_at: tuple[int, ...] = (5, 10, 20, 40)
+    difficulty: int = 2
+    prompts_per_step: int = 16
+    completions_per_prompt: int = 8
+    problems: int = 120
+    """Held-out problems on which each checkpoint is scored."""
+    samples: int = 8
+    """Samples of each."""
+    keep: bool = False
+    """Keep the checkpoints."""
+
+    def settings(self) -> TrainingSettings:
+        """The training side of the run, checked."""
+        names = {field.name for field in fields(TrainingSettings)}
+        given = {name: value for name, value in asdict(self).items() if name in names}
+        return TrainingSettings(**given)
+
+    def identity(self, base: str) -> str:
+        """A name of 12 hexadecimal digits: the same run from the same base has the same one.
+
+        base: digest of the base's weights. Whether checkpoints are kept does not count.
+        """
+        told = {name: value for name, value in asdict(self).items() if name != "keep"}
+        text = json.dumps(told | {"base": base}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def read_grid(source: str | Path) -> list[RunConfig]:
+    """The runs of a grid: a TOML file, or the name of a study that ships with offaxis.
+
+    The file holds one or more `[[grid]]` tables. Each key is a field of `RunConfig`, each value
+    one setting or a list of them, and the table stands for every combination (`save_at` is a
+    list itself, so several of them are a list of lists). Raises InputError that names the file
+    and the key.
+    """
+    path = Path(source)
+    if not path.is_file() and (_STUDIES / f"{source}.toml").is_file():
+        path = _STUDIES / f"{source}.toml"
+    if not path.is_file():
+        known = ", ".join(sorted(study.stem for study in _STUDIES.glob("*.toml")))
+        raise InputError(f"{source}: no such grid file, and no study of that name ({known})")
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a TOML file: {error}") from error
+    grids: Any = tables.get("grid")
+    if set(tables) != {"grid"} or not _are_tables(grids):
+        raise InputError(
+            f"{path}: holds {sorted(tables) or 'nothing'}; one or more [[grid]] tables are needed"
+        )
+    return expand(grids, where=str(path))
+
+
+def _are_tables(grids: Any) -> bool:
+    return isinstance(grids, list) and bool(grids) and all(isinstance(one, dict) for one in grids)
+
+
+def expand(grids: Sequence[Mapping[str, Any]], *, where: str = "grid") -> list[RunConfig]:
+    """Every combination of every table, each run once, in the order in which they are to run."""
+    runs: list[RunConfig] = []
+    for number, grid in enumerate(grids, start=1):
+        axes = {key: _values(key, value, f"{where}, table {number}") for key, value in grid.items()}
+        for chosen in itertools.product(*axes.values()):
+            config = RunConfig(**dict(zip(axes, chosen, strict=True)))
+            _check(config, f"{where}, table {number}")
+            runs.append(config)
+    found = distinct(runs)
+    # A method's place in the file, not its name, decides its turn.
+    methods = list(dict.fromkeys(config.method for config in found))
+    return sorted(
+        found,
+        key=lambda config: tuple(
+            methods.index(config.method) if name == "method" else getattr(config, name)
+            for name in _ORDER
+        ),
+    )
+
+
+def distinct(runs: Iterable[RunConfig]) -> list[RunConfig]:
+    """Each run once, its checkpoints to be kept if any mention of it says so."""
+    found: dict[RunConfig, RunConfig] = {}
+    for run in runs:
+        plain = replace(run, keep=False)
+        found[plain] = replace(plain, keep=run.keep or found.get(plain, plain).keep)
+    return list(found.values())
+
+
+def _values(key: str, value: Any, where: str) -> list[Any]:
+    """The settings that a key of the file stands for, each of the field's type."""
+    kinds = {field.name: field for field in fields(RunConfig)}
+    if key not in kinds:
+        raise InputError(f"{where}: {key!r} is no setting of a run; choose among {list(kinds)}")
+    default = kinds[key].default
+    if isinstance(default, tuple):
+        nested = isinstance(value, list) and bool(value) and isinstance(value[0], list)
+        lists = [_typed(key, one, list, where) for one in (value if nested else [value])]
+        return [tuple(_typed(key, step, int, where) for step in one) for one in lists]
+    many = value if isinstance(value, list) else [value]
+    if not many:
+        raise InputError(f"{where}: {key} is an empty list, so there is nothing to run")
+    return [_typed(key, one, type(default), where) for one in many]
+
+
+def _typed(key: str, value: Any, kind: type, where: str) -> Any:
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise InputError(f"{where}: {key} = {value!r} should be of type {kind.__name__}")
+    return value
+
+
+def _check(config: RunConfig, where: str) -> None:
+    if config.method != BASE_METHOD and config.method not in METHODS:
+        raise InputError(
+            f"{where}: method {config.method!r}: choose among {BASE_METHOD}, {', '.join(METHODS)}"
+        )
+    if not 0 < config.learning_rate < math.inf or config.problems < 1 or config.samples < 1:
+        raise InputError(
+            f"{where}: learning_rate {config.learning_rate}, problems {config.problems} and "
+            f"samples {config.samples} must be positive"
+        )
+    try:
+        config.settings()
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error

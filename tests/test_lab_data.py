@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -10,7 +11,7 @@ from datasets import Dataset
 
 from lab_base import untrained_model
 from offaxis.errors import InputError
-from offaxis.lab.data import Need, longest_completion, prompt_data, solution_data
+from offaxis.lab.data import DataKind, Need, longest_completion, prompt_data, solution_data
 from offaxis.lab.tasks import STYLES, TASKS, split_of
 from offaxis.lab.tokenizer import Shape
 from offaxis.live import load_live
@@ -36,17 +37,17 @@ def shares(task: str, pairs: list[tuple[str, str]], need: Need) -> list[bool]:
 
 @families
 @pytest.mark.parametrize("kind", ["right", "foreign"])
-def test_generated_solutions_are_right_and_of_the_train_split(task: str, kind: str) -> None:
+def test_generated_solutions_are_right_and_of_the_train_split(task: str, kind: DataKind) -> None:
     need = Need(task, 2, 300, seed=1)
-    found = solution_data(kind, need)  # type: ignore[arg-type]
+    found = solution_data(kind, need)
     assert found.column_names == ["prompt", "completion"]
     pairs = rows(found)
     assert len(pairs) == 300
     assert all(shares(task, pairs, need))
     assert {split_of(prompt) for prompt, _ in pairs} == {"train"}
     assert all(text.startswith("first ") == (kind == "foreign") for _, text in pairs)
-    assert rows(solution_data(kind, need)) == pairs  # type: ignore[arg-type]
-    assert rows(solution_data(kind, Need(task, 2, 300, seed=2))) != pairs  # type: ignore[arg-type]
+    assert rows(solution_data(kind, need)) == pairs
+    assert rows(solution_data(kind, Need(task, 2, 300, seed=2))) != pairs
 
 
 @families
@@ -57,7 +58,7 @@ def test_right_solutions_have_the_styles_of_pretraining(task: str) -> None:
 
 
 def test_the_two_generated_kinds_have_the_same_prompts() -> None:
-    right, foreign = (solution_data(kind, NEED) for kind in ("right", "foreign"))  # type: ignore[arg-type]
+    right, foreign = (solution_data(kind, NEED) for kind in ("right", "foreign"))
     assert right["prompt"][:] == foreign["prompt"][:]
 
 
@@ -107,6 +108,26 @@ def test_sampled_kinds_follow_the_seed_and_the_model(small_base: Path, tmp_path:
     assert rows(solution_data("distilled", NEED, model=other)) != one
     again = solution_data("distilled", Need("programs", 1, 60, seed=4), model=small_base)
     assert rows(again) != one
+
+
+@pytest.mark.parametrize("kind", ["rejection", "distilled"])
+def test_kept_samples_are_those_that_would_be_drawn(
+    kind: DataKind, small_base: Path, tmp_path: Path
+) -> None:
+    fresh = rows(solution_data(kind, NEED, model=small_base))
+    for _ in range(2):
+        assert rows(solution_data(kind, NEED, model=small_base, cache=tmp_path)) == fresh
+    (file,) = tmp_path.iterdir()
+    written = file.stat().st_mtime_ns
+    # They are read, not drawn: no model that says such things is asked again.
+    other = untrained_model(tmp_path / "other")
+    assert rows(solution_data(kind, NEED, model=other, cache=tmp_path)) == fresh
+    assert file.stat().st_mtime_ns == written
+    for need in (replace(NEED, seed=4), replace(NEED, count=50), replace(NEED, difficulty=2)):
+        if kind == "distilled" or need.difficulty == 1:
+            kept = rows(solution_data(kind, need, model=small_base, cache=tmp_path))
+            assert kept == rows(solution_data(kind, need, model=small_base))
+            assert kept != fresh
 
 
 def test_a_hopeless_model_is_refused(tmp_path: Path) -> None:

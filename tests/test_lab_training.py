@@ -66,7 +66,7 @@ def trainer(name: str, base: Path, tmp_path: Path, settings: TrainingSettings = 
     method = METHODS[name]
     arguments = training._arguments(method, settings, tmp_path)
     with quiet_libraries():
-        return training._trainer(method, base, settings, arguments, base)
+        return training._trainer(method, base, settings, arguments, source=base, cache=None)
 
 
 @methods

@@ -152,7 +152,7 @@ def _save(model: Qwen3ForCausalLM, log: Sequence[LogRow], out: Path) -> None:
     )
     model.to(torch.bfloat16).save_pretrained(out)
     build_tokenizer().save_pretrained(out)
-    lines = [json.dumps({"step": r.step, "loss": round(r.loss, 5), "right": r.right}) for r in log]
+    lines = [json.dumps({"step": r.step, "loss": round(r.loss, 4), "right": r.right}) for r in log]
     (out / "training_log.json").write_text("[\n " + ",\n ".join(lines) + "\n]\n")
 
 

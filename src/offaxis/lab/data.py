@@ -17,10 +17,13 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Literal
 
+import polars as pl
+
 from offaxis.errors import InputError
 from offaxis.evaluate import sample_completions
 from offaxis.lab.tasks import STYLES, Problem, task_named
 from offaxis.live import load_live
+from offaxis.output import staged_file
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -60,8 +63,14 @@ def prompt_data(need: Need) -> Dataset:
     )
 
 
-def solution_data(kind: DataKind, need: Need, *, model: Path | None = None) -> Dataset:
-    """Columns `prompt` and `completion`, for SFT. `model` is sampled for the last two kinds."""
+def solution_data(
+    kind: DataKind, need: Need, *, model: Path | None = None, cache: Path | None = None
+) -> Dataset:
+    """Columns `prompt` and `completion`, for SFT. `model` is sampled for the last two kinds.
+
+    cache: a directory in which samples are kept, so that runs that differ in their learning rate
+    alone sample once. It must belong to one model of each kind.
+    """
     from datasets import Dataset
 
     if kind in ("right", "foreign"):
@@ -69,8 +78,18 @@ def solution_data(kind: DataKind, need: Need, *, model: Path | None = None) -> D
     elif model is None:
         raise InputError(f"{kind} data are sampled from a model, and none is named")
     else:
-        pairs = _sampled(need, model, only_right=kind == "rejection")
+        pairs = _kept(kind, need, model, cache) if cache else _sampled(kind, need, model)
     return Dataset.from_dict({"prompt": [p for p, _ in pairs], "completion": [c for _, c in pairs]})
+
+
+def _kept(kind: DataKind, need: Need, model: Path, cache: Path) -> list[tuple[str, str]]:
+    """Samples from the cache, put there first where they are not."""
+    name = f"{kind}-{need.task}-{need.difficulty}-{need.count}-{need.seed}.parquet"
+    if not (cache / name).is_file():
+        pairs = _sampled(kind, need, model)
+        with staged_file(cache / name) as staged:
+            pl.DataFrame(pairs, schema=["prompt", "completion"], orient="row").write_parquet(staged)
+    return list(pl.read_parquet(cache / name).iter_rows())
 
 
 def _generated(need: Need, *, foreign: bool) -> list[tuple[str, str]]:
@@ -87,8 +106,8 @@ def _generated(need: Need, *, foreign: bool) -> list[tuple[str, str]]:
     return pairs
 
 
-def _sampled(need: Need, model: Path, *, only_right: bool) -> list[tuple[str, str]]:
-    """One sample a problem at temperature 1, kept where it is right (or whatever it is)."""
+def _sampled(kind: DataKind, need: Need, model: Path) -> list[tuple[str, str]]:
+    """One sample a problem at temperature 1; for `rejection` only those that are right."""
     task, live = task_named(need.task), load_live(model)
     source: Iterator[Problem] = task.stream(
         seed=need.seed, split="train", difficulty=need.difficulty
@@ -108,7 +127,7 @@ def _sampled(need: Need, model: Path, *, only_right: bool) -> list[tuple[str, st
         pairs += [
             (problem.prompt, text)
             for problem, (text,) in zip(problems, texts, strict=True)
-            if not only_right or task.reward(text, problem.prompt, problem.answer) > 0.5
+            if kind != "rejection" or task.reward(text, problem.prompt, problem.answer) > 0.5
         ]
         if len(pairs) < need.count and drawn > _HOPELESS * max(len(pairs), _SAMPLED_AT_ONCE):
             raise InputError(

@@ -153,7 +153,7 @@ def _mixture(count: int) -> tuple[Example, ...]:
     return tuple(islice(examples(seed=0, split="held_out"), count))
 
 
-def mixture_losses(live: LiveModel, *, count: int = 600) -> dict[str, tuple[float, float, float]]:
+def mixture_losses(live: LiveModel, *, count: int = 480) -> dict[str, tuple[float, float, float]]:
     """The probe of general ability: loss on held-out lines of the pretraining mixture.
 
     Mean nats a solution token with its 95 % interval over examples, for each family and for `all`.

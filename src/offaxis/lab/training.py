@@ -166,9 +166,15 @@ def _arguments(method: Method, settings: TrainingSettings, out: Path) -> dict[st
 
 
 def _trainer(
-    method: Method, base: Path, settings: TrainingSettings, arguments: dict[str, Any], source: Path
+    method: Method,
+    base: Path,
+    settings: TrainingSettings,
+    arguments: dict[str, Any],
+    *,
+    source: Path,
+    cache: Path | None,
 ) -> Trainer:
-    """TRL's trainer for one method."""
+    """TRL's trainer for one method; `source` is the model that its data are sampled from."""
     import trl
     from transformers import AutoTokenizer
 
@@ -186,7 +192,7 @@ def _trainer(
 
         given |= {"reward_funcs": reward, "train_dataset": prompt_data(need)}
     else:
-        given["train_dataset"] = solution_data(method.data, need, model=source)
+        given["train_dataset"] = solution_data(method.data, need, model=source, cache=cache)
     config = getattr(trl, method.trainer.replace("Trainer", "Config"))
     trainer: Trainer = getattr(trl, method.trainer)(args=config(**arguments), **given)
     return trainer
@@ -230,12 +236,14 @@ def train_run(
     out: Path,
     settings: TrainingSettings,
     teacher: Path | None = None,
+    cache: Path | None = None,
     progress: bool = True,
 ) -> Run:
     """Train `base` by the method `name` into `out`: `checkpoint-N`, `run.json`, `log.json`.
 
     Weights, gradients and Adam's moments are float32, whatever the base's dtype; so are the
-    checkpoints. A GPU is used if there is one. `teacher` is the model that `distill` samples.
+    checkpoints. A GPU is used if there is one. `teacher` is the model that `distill` samples, and
+    `cache` a directory for samples that further runs from these models can use again.
     Everything random follows `settings.seed`; the global random state is changed.
     """
     from transformers import PrinterCallback
@@ -250,7 +258,7 @@ def train_run(
     arguments = _arguments(method, settings, out)
     with quiet_libraries(), cpu_threads(1):
         source = teacher if method.data == "distilled" and teacher else base
-        trainer = _trainer(method, base, settings, arguments, source)
+        trainer = _trainer(method, base, settings, arguments, source=source, cache=cache)
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(_steps(settings, name, progress))
         trainer.train()

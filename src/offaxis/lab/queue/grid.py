@@ -38,7 +38,7 @@ class RunConfig:
     difficulty: int = 2
     prompts_per_step: int = 16
     completions_per_prompt: int = 8
-    problems: int = 120
+    problems: int = 100
     """Held-out problems on which each checkpoint is scored."""
     samples: int = 8
     """Samples of each."""

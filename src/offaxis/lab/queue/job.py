@@ -8,7 +8,7 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,7 @@ def _measured(
         out=work,
         settings=config.settings(),
         teacher=store.teacher if config.method == "distill" else None,
+        cache=store.directory / "samples",
     )
     found = []
     for step, directory in run.checkpoints:
@@ -130,18 +131,12 @@ def _scores(
     if not last:
         return found
     for task in TASKS:
-        other = sitting if task == exam.task else sit(live, _other(exam, task, exam.difficulty))
+        other = sitting if task == exam.task else sit(live, replace(exam, task=task))
         found |= _avg(f"avg_{task}", other)
-    for name, difficulty in (("easier", exam.difficulty - 1), ("harder", exam.difficulty + 1)):
-        if difficulty in DIFFICULTIES:
-            found |= _avg(f"avg_{name}", sit(live, _other(exam, exam.task, difficulty)))
+    if exam.difficulty + 1 in DIFFICULTIES:
+        harder = replace(exam, difficulty=exam.difficulty + 1)
+        found |= _avg("avg_harder", sit(live, harder))
     return found
-
-
-def _other(exam: Exam, task: str, difficulty: int) -> Exam:
-    """The same exam elsewhere; difficulty 1 has too few problems for a long one."""
-    problems = min(exam.problems, 80) if difficulty == 1 else exam.problems
-    return Exam(problems, exam.samples, difficulty, exam.seed, task)
 
 
 def _divergences(
@@ -179,6 +174,10 @@ def _compare(store: Store, run: Run, name: str) -> list[dict[str, Any]]:
     comparison = compare(store.base, paths)
     steps = {str(path): str(step) for step, path in run.checkpoints}
     table = comparison.measurements
+    steps |= {  # rows across checkpoints name two, as A ∥ B
+        label: " ∥ ".join(steps[path] for path in label.split(" ∥ "))
+        for label in table["tuned"].unique()
+    }
     table = table.with_columns(table["tuned"].replace(steps))
     (store.directory / "measurements").mkdir(exist_ok=True)
     table.write_parquet(store.directory / "measurements" / f"{name}.parquet", compression="zstd")

@@ -42,7 +42,7 @@ CHECKPOINT: dict[str, Any] = {
     "step": pl.Int64(),
     **_interval("avg"),
     "pass_k": pl.Float64(),
-    **_interval(*(f"avg_{task}" for task in TASKS), "avg_easier", "avg_harder"),
+    **_interval(*(f"avg_{task}" for task in TASKS), "avg_harder"),
     **_interval("kl_tuned_base", "kl_base_tuned"),
     "kl_tuned_base_token": pl.Float64(),
     "kl_base_tuned_token": pl.Float64(),
@@ -54,9 +54,10 @@ CHECKPOINT: dict[str, Any] = {
     "verdict": pl.String(),
 }
 """Fields of a checkpoint. `avg`: accuracy on the run's own task with its 95 % interval over
-problems. `avg_TASK`, `avg_easier`, `avg_harder`: on other tasks and difficulties, at the last step
-alone. `kl_*`: nats a completion. `mixture_loss*`: nats a token on the held-out pretraining mixture.
-`reward`: the mean training reward of the steps since the checkpoint before (RL)."""
+problems. `avg_TASK`, `avg_harder`: on every task, and on the own task one difficulty up, at the
+last step alone. `kl_*`: nats a completion. `mixture_loss*`: nats a token on the held-out
+pretraining mixture. `reward`: the mean training reward of the steps since the checkpoint before
+(RL)."""
 
 RUN: dict[str, Any] = {
     "run": pl.String(),

@@ -65,7 +65,7 @@ def _attempt(directory: Path, config: RunConfig) -> None:
             execute(store, config)
         except Exception:  # whatever a library raises: the other runs go on
             name = config.identity(store.base_digest)
-            store.failure(name).write_text(f"{config}\n\n{traceback.format_exc()}")
+            store.record_failure(name, f"{config}\n\n{traceback.format_exc()}")
 
 
 def _provide_teacher(store: Store) -> None:
@@ -164,8 +164,9 @@ def _collect(store: Store, active: dict[str, tuple[BaseProcess, RunConfig, float
             _say(f"{name}  {_words(config)}: done in {seconds:.0f} s; {store.state()}")
             continue
         if not store.failure(name).exists():
-            store.failure(name).write_text(
-                f"{config}\n\nits process ended with code {process.exitcode} and left no row\n"
+            store.record_failure(
+                name,
+                f"{config}\n\nits process ended with code {process.exitcode} and left no row\n",
             )
         _say(f"{name}  {_words(config)}: failed, see {store.failure(name)}")
 

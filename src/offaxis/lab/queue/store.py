@@ -6,6 +6,7 @@
 | `base/`, `teacher/` | copies of the models that runs start from or sample |
 | `rows/ID.parquet` | one finished run |
 | `measurements/ID.parquet`, `masks/ID.npz` | what `compare` wrote, and the changed entries |
+| `samples/` | what models were sampled for, by kind, task and seed |
 | `checkpoints/ID/` | kept where asked |
 | `failed/ID.txt` | the error of a run that failed |
 | `claims/ID.lock` | held by the process that does the run; the system frees it when that ends |
@@ -206,6 +207,11 @@ class Store:
     def failures(self) -> list[str]:
         """The runs that failed."""
         return sorted(path.stem for path in (self.directory / "failed").glob("*.txt"))
+
+    def record_failure(self, name: str, reason: str) -> None:
+        """Write down why a run failed; what it left under way is cleared away."""
+        self.failure(name).write_text(reason)
+        shutil.rmtree(self.directory / "work" / name, ignore_errors=True)
 
     def forget_failures(self) -> int:
         """Let failed runs be tried again; returns their number."""

@@ -143,7 +143,7 @@ def test_both_methods_learn_and_the_contrasts_reach_every_matching(tmp_path: Pat
     before = Path.cwd()
     result = run_demo(
         tmp_path / "out",
-        training=TrainingSettings(steps=40, seed=1),
+        training=TrainingSettings(steps=40, seed=1, save_at=(10, 20, 30, 40)),
         exam=Exam(problems=100, samples=8, seed=1),
         progress=False,
     )

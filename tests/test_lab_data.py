@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from random import Random
 
@@ -27,11 +28,8 @@ def rows(data: Dataset) -> list[tuple[str, str]]:
 def shares(task: str, pairs: list[tuple[str, str]], need: Need) -> list[bool]:
     """Which completions are right, by the answers of the stream that the prompts come from."""
     stream = TASKS[task].stream(seed=need.seed, split="train", difficulty=need.difficulty)
-    answers: dict[str, str] = {}
-    wanted = {prompt for prompt, _ in pairs}
-    while wanted - answers.keys():
-        problem = next(stream)
-        answers[problem.prompt] = problem.answer
+    answers = {problem.prompt: problem.answer for problem in islice(stream, 8 * need.count + 512)}
+    assert {prompt for prompt, _ in pairs} <= answers.keys()
     return [TASKS[task].reward(text, prompt, answers[prompt]) == 1.0 for prompt, text in pairs]
 
 
@@ -108,6 +106,15 @@ def test_sampled_kinds_follow_the_seed_and_the_model(small_base: Path, tmp_path:
     assert rows(solution_data("distilled", NEED, model=other)) != one
     again = solution_data("distilled", Need("programs", 1, 60, seed=4), model=small_base)
     assert rows(again) != one
+
+
+def test_samples_are_drawn_anew_for_every_batch_and_seed(small_base: Path) -> None:
+    """The model hardly looks at the prompt, so the same random numbers would show."""
+    one = solution_data("distilled", replace(NEED, count=1024), model=small_base)["completion"][:]
+    two = solution_data("distilled", replace(NEED, count=512, seed=4), model=small_base)
+    for other in (one[512:], two["completion"][:]):
+        same = sum(a == b for a, b in zip(one[:512], other, strict=True)) / 512
+        assert 0.05 < same < 0.4  # six letters, nearly at random
 
 
 @pytest.mark.parametrize("kind", ["rejection", "distilled"])

@@ -45,7 +45,7 @@ def build() -> typer.Typer:
 
 
 def _stopped() -> NoReturn:
-    print("offaxis: stopped by Ctrl-C; nothing was written", file=sys.stderr)
+    print("offaxis: stopped by Ctrl-C; nothing half-written is left", file=sys.stderr)
     sys.exit(_INTERRUPTED)
 
 

@@ -102,6 +102,11 @@ def queue(
         print(f"{state}. {_how_to_go_on(out)}")
     if wait and state.failed:
         raise InputError(f"{state.failed} runs failed: see {store.directory / 'failed'}")
+    if wait and state.waiting:
+        raise InputError(
+            f"the workers ended before {state.waiting} runs were done: see "
+            f"{store.directory / 'queue.log'}, and start the queue again to go on"
+        )
 
 
 def _told(store: "Store", state: "State") -> dict[str, object]:

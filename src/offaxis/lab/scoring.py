@@ -126,12 +126,12 @@ class Divergences:
 
 
 def divergences(
-    tuned: LiveModel, sitting: Sitting, base: LiveModel, base_sitting: Sitting, *, samples: int = 2
+    tuned: LiveModel, sitting: Sitting, base: LiveModel, base_sitting: Sitting, *, samples: int = 1
 ) -> Divergences:
     """Both directions, each on the samples of its first model; bootstrapped over problems.
 
-    samples: how many completions of each problem are used, at most; a few do, since every one
-    counts exactly, with the whole distribution of every token.
+    samples: how many completions of each problem are used, at most. One does, since each token
+    counts with its whole distribution, and the problems vary more than their samples.
     """
     with cpu_threads(1):
         there = _kl(tuned, base, sitting, samples)
@@ -153,7 +153,7 @@ def _mixture(count: int) -> tuple[Example, ...]:
     return tuple(islice(examples(seed=0, split="held_out"), count))
 
 
-def mixture_losses(live: LiveModel, *, count: int = 480) -> dict[str, tuple[float, float, float]]:
+def mixture_losses(live: LiveModel, *, count: int = 360) -> dict[str, tuple[float, float, float]]:
     """The probe of general ability: loss on held-out lines of the pretraining mixture.
 
     Mean nats a solution token with its 95 % interval over examples, for each family and for `all`.

@@ -260,7 +260,7 @@ def train_run(
         source = teacher if method.data == "distilled" and teacher else base
         trainer = _trainer(method, base, settings, arguments, source=source, cache=cache)
         trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(_steps(settings, name, progress))
+        trainer.add_callback(_steps(settings, out.name, progress))
         trainer.train()
     seconds = time.monotonic() - started
     for unwanted in ("training_args.bin", "README.md"):  # a pickle, and TRL's card without a base

@@ -103,7 +103,13 @@ def read_rows(source: str | Path) -> pl.DataFrame:
         files = sorted((path / "rows").glob("*.parquet"))
         if not files:
             raise InputError(f"{path}: no rows yet (looked in {path / 'rows'})")
-        return pl.concat([pl.read_parquet(file) for file in files], how="vertical")
+        try:
+            return pl.concat([pl.read_parquet(file) for file in files], how="vertical")
+        except pl.exceptions.PolarsError as error:
+            raise InputError(
+                f"{path}: its rows do not fit together ({error}): another version of offaxis "
+                "wrote some of them; use a new directory"
+            ) from error
     if not path.is_file():
         raise InputError(f"{path}: neither a queue directory nor a table of rows")
     try:

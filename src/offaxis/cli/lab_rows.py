@@ -124,6 +124,9 @@ def study(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Write into a non-empty DIR.")
     ] = False,
+    as_markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the answers as Markdown tables.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the answers as JSON.")] = False,
 ) -> None:
     """Answer the first study's questions from a queue's rows: holds, does not, cannot tell."""
@@ -134,6 +137,9 @@ def study(
         found.save(out, overwrite=overwrite)
     if as_json:
         print_json(found.told())
+        return
+    if as_markdown:
+        print(found.markdown(), end="")
         return
     for title, frame in found.tables():
         print(title)

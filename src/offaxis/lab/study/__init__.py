@@ -16,6 +16,7 @@ from offaxis.lab.queue import Store, read_rows
 from offaxis.lab.study.answers import against_nulls, contrasts
 from offaxis.lab.study.overlaps import PAIRS, overlap_pairs
 from offaxis.lab.study.reproducibility import footprints, reproducibility
+from offaxis.lab.study.words import markdown
 from offaxis.output import staged_directory
 
 __all__ = ["Study"]
@@ -75,6 +76,10 @@ class Study:
         own = self.nulls.filter(pl.col("learning_rate").is_null())
         yield "Each method against the nulls", own.select("method", "claim", *_ANSWER)
         yield "Shared footprints: Jaccard overlap minus its magnitude null", self.footprints
+
+    def markdown(self) -> str:
+        """The answers as Markdown tables."""
+        return markdown(self.contrasts, self.nulls)
 
     def told(self) -> dict[str, Any]:
         """What `offaxis lab study --json` prints."""

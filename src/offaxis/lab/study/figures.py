@@ -11,6 +11,7 @@ import polars as pl
 
 from offaxis.lab.plots import COLOURS, new_figure
 from offaxis.lab.study.answers import MATCHINGS, RL, TUNING, prepare
+from offaxis.lab.study.words import NAMES
 from offaxis.lab.training import METHODS
 
 if TYPE_CHECKING:
@@ -20,18 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["figures"]
 
-_NAMES: Mapping[str, str] = {
-    "grpo": "GRPO",
-    "dapo": "DAPO",
-    "dr_grpo": "Dr. GRPO",
-    "rloo": "RLOO",
-    "sft": "SFT",
-    "sft_foreign": "SFT, foreign style",
-    "rejection_sft": "rejection-sampled SFT",
-    "distill": "distillation",
-    "rl": "RL, all four",
-}
-_MATCHED = {"step": "equal learning rate", "norm": "equal norm", "accuracy": "equal accuracy"}
 _GROUP_COLOURS = {"rl": COLOURS[0]} | dict(zip(TUNING, COLOURS[1:], strict=False))
 _WORD_COLOURS = {"holds": COLOURS[2], "does not": COLOURS[1], "cannot tell": COLOURS[6]}
 
@@ -82,7 +71,7 @@ def _trajectories(study: Study) -> Figure:
         axis.set_xlabel("‖ΔW‖ / ‖W₀‖", fontsize=8)
         axis.set_ylabel(label, fontsize=8)
     for group, colour in _GROUP_COLOURS.items():
-        axes[0].plot([], [], color=colour, label=_NAMES[group])
+        axes[0].plot([], [], color=colour, label=NAMES[group])
     axes[0].legend(fontsize=6.5, frameon=False)
     return figure
 
@@ -98,7 +87,7 @@ def _nulls(study: Study) -> Figure:
         for place, method in enumerate(methods):
             _whisker(axis, place, rows[method], _GROUP_COLOURS[_group(method)])
         axis.axvline(0, color="#444444", linewidth=0.8)
-        axis.set_yticks(range(len(methods)), [_NAMES[name] for name in methods], fontsize=7)
+        axis.set_yticks(range(len(methods)), [NAMES[name] for name in methods], fontsize=7)
         axis.set_title(claim, fontsize=8)
         axis.set_xlabel("overlap minus its null", fontsize=8)
     return figure
@@ -129,7 +118,7 @@ def _contrasts(study: Study) -> Figure:
         axis.set_ylim(-0.7, len(claims) - 0.3)
         labels = list(reversed(claims)) if axis is axes[0] else [""] * len(claims)
         axis.set_yticks(range(len(claims)), labels, fontsize=7)
-        axis.set_title(f"RL against {_NAMES[other]}", fontsize=8)
+        axis.set_title(f"RL against {NAMES[other]}", fontsize=8)
         axis.set_xlabel("against the claim  ←  in its favour →\n(widths of the interval's half)",
                         fontsize=7)  # fmt: skip
         axis.set_xscale("symlog", linthresh=1)
@@ -153,7 +142,7 @@ def _cell(axis: Any, place: float, row: Mapping[str, Any]) -> None:
 
 
 def _footprints(study: Study) -> Figure:
-    """Excess Jaccard overlap by pair of methods, one panel a learning rate (same task and seed)."""
+    """Excess Jaccard overlap of runs with different seeds by pair of methods, a panel a rate."""
     table = study.footprints.filter(over="algorithms")
     rates = table["learning_rate"].unique().sort().to_list()
     names = [*RL, *TUNING]
@@ -171,9 +160,9 @@ def _footprints(study: Study) -> Figure:
         for (i, j), value in np.ndenumerate(grid):
             if not math.isnan(value):
                 axis.text(j, i, f"{100 * value:.1f}", ha="center", va="center", fontsize=5.5)
-        axis.set_xticks(range(len(names)), [_NAMES[n] for n in names], fontsize=6, rotation=60,
+        axis.set_xticks(range(len(names)), [NAMES[n] for n in names], fontsize=6, rotation=60,
                         ha="right")  # fmt: skip
-        axis.set_yticks(range(len(names)), [_NAMES[n] for n in names], fontsize=6)
+        axis.set_yticks(range(len(names)), [NAMES[n] for n in names], fontsize=6)
         axis.grid(visible=False)
         axis.set_title(f"learning rate {rate:g} (percent)", fontsize=8)
     return figure

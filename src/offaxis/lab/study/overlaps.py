@@ -30,6 +30,9 @@ PAIRS = {
 }
 """Columns of the pair table. Each number is the mean over matrices in which both changed."""
 
+_COMPARED = ((False, False, True), (False, True, False), (True, False, True))
+"""Which of (method, task, seed) differ in the pairs that are compared."""
+
 Floats = NDArray[np.float64]
 Key = tuple[str, int]
 
@@ -117,9 +120,11 @@ def _one_tensor(
 
 
 def pair_table(found: Overlaps, rows: pl.DataFrame) -> pl.DataFrame:
-    """The pairs of runs that differ in their seed, task or method alone, with the columns `PAIRS`.
+    """The pairs of runs that the study compares, with the columns `PAIRS`.
 
-    Both runs are at one step and have one learning rate. rows: the queue's table of runs.
+    Both runs are at one step and have one learning rate. They differ in the seed, or in the task,
+    or in method *and* seed: methods that share a seed share their problems too, and the overlap of
+    their updates says as much about those. rows: the queue's table of runs.
     """
     told = {
         run: where
@@ -130,8 +135,8 @@ def pair_table(found: Overlaps, rows: pl.DataFrame) -> pl.DataFrame:
         (run_a, step_a), (run_b, step_b) = found.keys[i], found.keys[j]
         rate_a, *a = told[run_a]
         rate_b, *b = told[run_b]
-        differing = sum(x != y for x, y in zip(a, b, strict=True))
-        if step_a == step_b and rate_a == rate_b and differing == 1:
+        differing = tuple(x != y for x, y in zip(a, b, strict=True))
+        if step_a == step_b and rate_a == rate_b and differing in _COMPARED:
             numbers = (found.jaccard[i, j], found.chance[i, j], found.null[i, j])
             kept.append((run_a, run_b, step_a, *numbers))
     return pl.DataFrame(kept, schema=PAIRS, orient="row").fill_nan(None)

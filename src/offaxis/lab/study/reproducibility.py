@@ -61,26 +61,27 @@ class _Pairing:
 
 
 def _pairs_over(runs: Runs, over: Over, members: Sequence[str]) -> Iterator[tuple[Where, Where]]:
-    """Pairs of runs of these methods that differ in one thing alone."""
+    """Pairs of runs of these methods that differ in the seed, the task, or method and seed."""
     chosen = [where for where in runs if where[0] in members]
-    differs: Mapping[Over, Callable[[Where], tuple[Any, ...]]] = {
+    same: Mapping[Over, Callable[[Where], tuple[Any, ...]]] = {
         "seeds": lambda w: (w[0], w[1], w[2]),
         "tasks": lambda w: (w[0], w[2], w[3]),
-        "algorithms": lambda w: (w[1], w[2], w[3]),
+        "algorithms": lambda w: (w[1], w[2]),
     }
     groups: dict[tuple[Any, ...], list[Where]] = defaultdict(list)
     for where in chosen:
-        groups[differs[over](where)].append(where)
+        groups[same[over](where)].append(where)
     for group in groups.values():
-        yield from itertools.combinations(sorted(group), 2)
+        for a, b in itertools.combinations(sorted(group), 2):
+            if over != "algorithms" or (a[0] != b[0] and a[3] != b[3]):
+                yield a, b
 
 
 def _cell(over: Over, a: Where, b: Where) -> tuple[tuple[str, str], float, tuple[Any, ...]]:
     """What a pair of runs stands for: its methods, its rate, and its replicate."""
-    methods = (a[0], b[0])
-    if over == "seeds":
-        return methods, a[2], (a[1], (a[3], b[3]))
-    return methods, a[2], ((a[1], b[1]), a[3]) if over == "tasks" else (a[1], a[3])
+    seeds = (min(a[3], b[3]), max(a[3], b[3]))
+    replicate = ((a[1], b[1]), a[3]) if over == "tasks" else (a[1], seeds)
+    return (a[0], b[0]), a[2], replicate
 
 
 def footprints(rows: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame:
@@ -112,8 +113,8 @@ def footprints(rows: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame:
 def reproducibility(rows: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame:
     """RL's excess overlap minus that of each kind of fine-tuning, by what differs and matching.
 
-    Pairs of runs differ in the seed, the task or the algorithm alone. Over seeds and tasks, RL's
-    pairs of one method stand against the other method's; over algorithms, pairs of two RL
+    Pairs of runs differ in the seed, in the task, or in algorithm and seed. Over seeds and tasks,
+    RL's pairs of one method stand against the other method's; over algorithms, pairs of two RL
     algorithms stand against pairs of an RL algorithm and the other method. Columns as those of
     `answers.contrasts`, `claim` naming what differs.
     """
@@ -160,7 +161,7 @@ def _differences(
 
 def _judged(question: Question, over: Over, units: Mapping[tuple[Any, ...], float]) -> Answer:
     """An answer from replicates. Pairs of seeds share runs, so there the jackknife over seeds."""
-    if over != "seeds":
+    if over == "tasks":
         return answer(question, list(units.values()))
     return _jackknife(question, units)
 

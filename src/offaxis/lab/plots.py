@@ -43,11 +43,13 @@ class Look:
     """Join each run's checkpoints by a line."""
 
 
-def new_figure(panels: int, *, width: float = 4.2, height: float = 3.4) -> tuple[Figure, Any]:
-    """A quiet figure of panels side by side, at most four in a row; axes come as a flat list."""
+def new_figure(
+    panels: int, *, width: float = 4.2, height: float = 3.4, across: int = 4
+) -> tuple[Figure, Any]:
+    """A quiet figure of panels, at most `across` in a row; axes come as a flat list."""
     from matplotlib.figure import Figure
 
-    columns = min(panels, 4)
+    columns = min(panels, across)
     rows = -(-panels // columns)
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flatten().tolist()

@@ -81,7 +81,7 @@ def _nulls(study: Study) -> Figure:
     table = study.nulls.filter(pl.col("learning_rate").is_null())
     methods = [name for name in (*METHODS, "rl") if name in table["method"].to_list()]
     claims = table["claim"].unique(maintain_order=True).to_list()
-    figure, axes = new_figure(len(claims), width=3.6, height=2.6)
+    figure, axes = new_figure(len(claims), width=3.8, height=2.6, across=3)
     for axis, claim in zip(axes, claims, strict=True):
         rows = {row["method"]: row for row in table.filter(claim=claim).iter_rows(named=True)}
         for place, method in enumerate(methods):
@@ -90,6 +90,7 @@ def _nulls(study: Study) -> Figure:
         axis.set_yticks(range(len(methods)), [NAMES[name] for name in methods], fontsize=7)
         axis.set_title(claim, fontsize=8)
         axis.set_xlabel("overlap minus its null", fontsize=8)
+        axis.locator_params(axis="x", nbins=5)
     return figure
 
 

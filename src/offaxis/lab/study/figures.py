@@ -125,7 +125,8 @@ def _contrasts(study: Study) -> Figure:
         axis.set_xscale("symlog", linthresh=1)
     for word, colour in _WORD_COLOURS.items():
         axes[-1].plot([], [], "o", color=colour, label=word, markersize=4)
-    axes[-1].legend(fontsize=7, frameon=False, loc="lower right")
+    figure.legend(*axes[-1].get_legend_handles_labels(), fontsize=7, frameon=False, ncols=3,
+                  loc="outside upper right")  # fmt: skip
     return figure
 
 
@@ -160,7 +161,8 @@ def _footprints(study: Study) -> Figure:
         axis.imshow(grid, cmap="RdBu_r", vmin=-largest, vmax=largest)
         for (i, j), value in np.ndenumerate(grid):
             if not math.isnan(value):
-                axis.text(j, i, f"{100 * value:.1f}", ha="center", va="center", fontsize=5.5)
+                axis.text(j, i, f"{100 * value:.1f}", ha="center", va="center", fontsize=5.5,
+                          color="white" if abs(value) > 0.6 * largest else "black")  # fmt: skip
         axis.set_xticks(range(len(names)), [NAMES[n] for n in names], fontsize=6, rotation=60,
                         ha="right")  # fmt: skip
         axis.set_yticks(range(len(names)), [NAMES[n] for n in names], fontsize=6)

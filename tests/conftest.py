@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 from jaxtyping import install_import_hook
+
+from browser import NAMES, Browser
 
 _SOURCE = Path(__file__).parents[1] / "src" / "offaxis"
 
@@ -74,3 +78,17 @@ def small_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if not made.exists():
             small_model(root / "lab-base.part").rename(made)
     return made
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """Headless chromium; its absence skips, or fails where a browser is required."""
+    program = next((path for name in NAMES if (path := shutil.which(name))), None)
+    if program is None:
+        words = f"no browser: none of {', '.join(NAMES)} is on the path; install chromium"
+        if os.environ.get("OFFAXIS_REQUIRE_BROWSER") == "1":
+            pytest.fail(words)
+        pytest.skip(words)
+    client = Browser(program, tmp_path_factory.mktemp("profile"))
+    yield client
+    client.close()

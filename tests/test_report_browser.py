@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from browser import NAMES, Browser
+from browser import Browser
 from offaxis.report import render
 from report_tables import HOSTILE, make, make_contrasts, make_empty, make_hostile, make_scores
 
@@ -85,19 +82,6 @@ def choose(control: str, index: int) -> str:
 def drawn(name: str) -> str:
     """A script that tells what a plot shows."""
     return f"JSON.stringify(document.getElementById('plot-{name}').data)"
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    program = next((path for name in NAMES if (path := shutil.which(name))), None)
-    if program is None:
-        words = f"no browser: none of {', '.join(NAMES)} is on the path; install chromium"
-        if os.environ.get("OFFAXIS_REQUIRE_BROWSER") == "1":
-            pytest.fail(words)
-        pytest.skip(words)
-    client = Browser(program, tmp_path_factory.mktemp("profile"))
-    yield client
-    client.close()
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +9,7 @@ import polars as pl
 import pytest
 
 import offaxis
-from browser import NAMES, Browser
+from browser import Browser
 from manifests import PAIRS, write_models, write_table
 from offaxis.comparison import ManyComparison
 from offaxis.report.pairs import render_pairs
@@ -28,19 +25,6 @@ SORTED = (
     "!== 'none').map(one => [one.textContent, one.ariaSort])"
 )
 MANIFEST = [tuned.removeprefix("runs/") for _, tuned, *_ in PAIRS]
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    program = next((path for name in NAMES if (path := shutil.which(name))), None)
-    if program is None:
-        words = f"no browser: none of {', '.join(NAMES)} is on the path; install chromium"
-        if os.environ.get("OFFAXIS_REQUIRE_BROWSER") == "1":
-            pytest.fail(words)
-        pytest.skip(words)
-    client = Browser(program, tmp_path_factory.mktemp("profile"))
-    yield client
-    client.close()
 
 
 @pytest.fixture(scope="module")

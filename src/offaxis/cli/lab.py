@@ -43,7 +43,7 @@ def pretrain(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Pretrain the lab's base model again from its seed (about half an hour on one core)."""
+    """Pretrain the lab's base model again from its seed (46 minutes of a shared core)."""
     from dataclasses import replace
 
     from offaxis.errors import InputError

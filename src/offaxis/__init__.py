@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from offaxis import delta
     from offaxis.checkpoint import Checkpoint, describe, open_checkpoint
     from offaxis.comparison import Comparison, ManyComparison, compare, compare_manifest
     from offaxis.errors import OffaxisError
@@ -21,6 +22,7 @@ __all__ = [
     "__version__",
     "compare",
     "compare_manifest",
+    "delta",
     "describe",
     "open_checkpoint",
 ]
@@ -35,10 +37,13 @@ _HOME = {
     "describe": "offaxis.checkpoint",
     "open_checkpoint": "offaxis.checkpoint",
 }
+_MODULES = frozenset({"delta"})
 
 
 def __getattr__(name: str) -> Any:
     """Import the module that holds `name` on first use (PEP 562)."""
+    if name in _MODULES:
+        return import_module(f"offaxis.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'offaxis' has no attribute {name!r}")
     return getattr(import_module(_HOME[name]), name)

@@ -3,6 +3,7 @@
 __all__ = [
     "AlignmentError",
     "CheckpointError",
+    "DeltaError",
     "InputError",
     "OffaxisError",
     "OutputError",
@@ -23,6 +24,10 @@ class CheckpointError(InputError):
 
 class AlignmentError(InputError):
     """Two checkpoints whose tensors cannot be matched."""
+
+
+class DeltaError(InputError):
+    """A delta that is damaged, not a delta, or made against another base."""
 
 
 class OutputError(OffaxisError):

@@ -18,7 +18,7 @@ from typing import NoReturn
 from offaxis.checkpoint.dtypes import WIDTHS
 from offaxis.errors import CheckpointError
 
-__all__ = ["HEADER_LIMIT", "Entry", "Header", "read_header"]
+__all__ = ["HEADER_LIMIT", "Entry", "Header", "parse_header", "read_header"]
 
 HEADER_LIMIT = 100_000_000
 """The longest header that safetensors itself accepts, in bytes."""
@@ -70,11 +70,21 @@ def read_header(path: Path) -> Header:
         raise CheckpointError(
             f"{path}: cannot be read ({reason}); check the path and its permissions"
         ) from error
+    return parse_header(path, raw, size=size)
+
+
+def parse_header(path: Path, raw: bytes, *, size: int | None = None) -> Header:
+    """The checked header whose JSON is `raw`, in a file of `size` bytes (None: as many as it says).
+
+    `path` is named in errors and not opened. Raises CheckpointError as `read_header`.
+    """
     data_start = 8 + len(raw)
     document = _parse(path, raw)
     metadata = _metadata(path, document.pop("__metadata__", {}))
     entries = [_entry(path, name, value, data_start) for name, value in document.items()]
     entries.sort(key=lambda entry: (entry.start, entry.stop))
+    if size is None:
+        size = entries[-1].stop if entries else data_start
     _check_tiling(path, entries, data_start, size)
     return Header(path, tuple(entries), metadata, data_start, size)
 

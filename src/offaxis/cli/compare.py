@@ -88,10 +88,11 @@ def _run(
     """The comparison that was asked for, its plan and its progress on standard error."""
     from rich.console import Console
 
+    from offaxis.cli.progress import Bar
     from offaxis.comparison import compare, compare_manifest
 
     log = Console(stderr=True)
-    with _bar(log) as advance:
+    with Bar(log) as advance:
         settings["announce"] = lambda line: log.print(line, markup=False, highlight=False)
         settings["progress"] = advance
         if manifest is not None:
@@ -105,34 +106,6 @@ def _check_usage(base: str | None, tuned: list[str] | None, manifest: str | None
         raise typer.BadParameter("give BASE TUNED... or --manifest FILE, not both")
     if manifest is None and not tuned:
         raise typer.BadParameter("give BASE and at least one TUNED, or --manifest FILE")
-
-
-class _bar:
-    """A progress bar on standard error, in entries done."""
-
-    def __init__(self, console: Any) -> None:
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self._bar = Progress(
-            TextColumn("{task.percentage:>3.0f} %"),
-            BarColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.description}", markup=False),
-            console=console,
-            transient=True,
-        )
-
-    def __enter__(self) -> Any:
-        self._bar.start()
-        task = self._bar.add_task("", total=None)
-
-        def advance(step: Any) -> None:
-            self._bar.update(task, completed=step.done, total=step.total, description=step.tensor)
-
-        return advance
-
-    def __exit__(self, *exception: object) -> None:
-        self._bar.stop()
 
 
 _COLUMNS = (

@@ -1,0 +1,136 @@
+"""What a reader knows about an entry before it is coded: its base's exponent, its row, its column.
+
+How often an entry moves depends on its size (The Path Not Taken, Gate III): a step of a given
+length spans twice as many ULPs of an entry whose exponent is one lower. It also depends on how far
+its row and its column moved on the whole. Both act on the step's length in ULPs, so they add up in
+its logarithm: the context of an entry with exponent field e in row i and column j is
+
+    k = e                                      (plain), or
+    k = clamp(2e - R_i - C_j, 0, 2E - 1)       (shifted)
+
+with integers R_i, C_j in half octaves, chosen by the writer, and E the number of exponents.
+"""
+
+from __future__ import annotations
+
+from math import isqrt
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+from offaxis.delta.words import Words
+
+__all__ = [
+    "SHIFT_LIMIT",
+    "Shifts",
+    "Sums",
+    "add_expected",
+    "add_moved",
+    "plain",
+    "shifted",
+    "shifts_of",
+]
+
+Array = npt.NDArray[Any]
+Shifts = tuple[npt.NDArray[np.int8], npt.NDArray[np.int8]]
+"""R, (rows,), and C, (columns,)."""
+Sums = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
+
+SHIFT_LIMIT = 12
+"""R and C lie in [-12, 12]: a factor of 64 either way."""
+
+_MOVED = np.minimum((np.arange(256) + 1) // 2, 8).astype(np.uint8)
+"""How far a token says that an entry moved, in ULPs, at most 8."""
+_FIXED = 12  # fractional bits of an expected move
+_RATIO = 20  # fractional bits of a ratio
+_PRIOR = 2 << _FIXED  # two ULPs are added to what was seen and to what was expected
+
+
+@njit(nogil=True, cache=True)
+def _plain(base: Any, shift: Any, mask: Any, table_of: Any, out: Any) -> None:
+    for i in range(base.size):
+        out[i] = table_of[(base[i] >> shift) & mask]
+
+
+@njit(nogil=True, cache=True)
+def _shifted(
+    base: Any, start: int, rows: Any, columns: Any, field: Any, table_of: Any, out: Any
+) -> None:
+    shift, mask = field[0], field[1]
+    width, top = columns.size, table_of.size - 1
+    at = 0
+    row, column = start // width, start % width
+    while at < base.size:
+        length = min(width - column, base.size - at)
+        own = np.int64(rows[row])
+        for j in range(length):
+            k = 2 * np.int64((base[at + j] >> shift) & mask) - own - np.int64(columns[column + j])
+            out[at + j] = table_of[min(max(k, 0), top)]
+        at += length
+        row, column = row + 1, 0
+
+
+@njit(nogil=True, cache=True)
+def _add_rows_and_columns(values: Any, start: int, rows: Any, columns: Any) -> None:
+    """rows[i] and columns[j] += the values of the entries from `start` on, row-major."""
+    width = columns.size
+    at = 0
+    row, column = start // width, start % width
+    while at < values.size:
+        length = min(width - column, values.size - at)
+        total = np.int64(0)
+        for j in range(length):
+            value = np.int64(values[at + j])
+            total += value
+            columns[column + j] += value
+        rows[row] += total
+        at += length
+        row, column = row + 1, 0
+
+
+def plain(base: Array, words: Words, table_of: Array) -> Array:
+    """table_of[e] for every word of `base`, (n,)."""
+    out = np.empty(base.size, dtype=table_of.dtype)
+    kind = base.dtype.type
+    _plain(base, kind(words.shift), kind(words.exponents - 1), table_of, out)
+    return out
+
+
+def shifted(base: Array, start: int, words: Words, shifts: Shifts, table_of: Array) -> Array:
+    """table_of[k] for the words of `base`, the entries of a matrix from `start` on."""
+    out = np.empty(base.size, dtype=table_of.dtype)
+    kind = base.dtype.type
+    field = (kind(words.shift), kind(words.exponents - 1))
+    _shifted(base, start, *shifts, field, table_of, out)
+    return out
+
+
+def add_moved(tokens: Array, sums: Sums) -> None:
+    """Add how far entries moved (ULPs, at most 8 each) to their rows' and columns' sums."""
+    _add_rows_and_columns(_MOVED[tokens], 0, *sums)
+
+
+def add_expected(base: Array, words: Words, counts: npt.NDArray[np.int64], sums: Sums) -> None:
+    """Add how far entries of such exponents move on average, in units of 2**-12 ULP.
+
+    counts: (exponents, tokens) over the whole tensor.
+    """
+    seen = np.maximum(counts.sum(axis=1), 1)
+    moved = counts @ _MOVED[: counts.shape[1]].astype(np.int64)
+    mean = ((moved << _FIXED) // seen).astype(np.uint16)
+    _add_rows_and_columns(plain(base, words, mean), 0, *sums)
+
+
+def shifts_of(moved: npt.NDArray[np.int64], expected: npt.NDArray[np.int64]) -> Any:
+    """R (or C) from the sums by row (or column): 2 log2(moved / expected) rounded, (n,) int8.
+
+    Integers alone, so that every machine finds the same: 20 fractional bits of the ratio against
+    2**((2q - 1) / 4), where q begins.
+    """
+    ratio = (((moved << _FIXED) + _PRIOR) << _RATIO) // (expected + _PRIOR)
+    edges = [
+        isqrt(isqrt(1 << (4 * _RATIO + 2 * q - 1))) for q in range(1 - SHIFT_LIMIT, SHIFT_LIMIT + 1)
+    ]
+    return (np.searchsorted(edges, ratio, side="right") - SHIFT_LIMIT).astype(np.int8)

@@ -55,39 +55,37 @@ def _plain(base: Any, shift: Any, mask: Any, table_of: Any, out: Any) -> None:
 
 
 @njit(nogil=True, cache=True)
-def _shifted(
-    base: Any, start: int, rows: Any, columns: Any, field: Any, table_of: Any, out: Any
-) -> None:
-    shift, mask = field[0], field[1]
-    width, top = columns.size, table_of.size - 1
-    at = 0
-    row, column = start // width, start % width
-    while at < base.size:
-        length = min(width - column, base.size - at)
-        own = np.int64(rows[row])
-        for j in range(length):
-            k = 2 * np.int64((base[at + j] >> shift) & mask) - own - np.int64(columns[column + j])
-            out[at + j] = table_of[min(max(k, 0), top)]
-        at += length
-        row, column = row + 1, 0
+def _shifted_row(base: Any, columns: Any, shift: Any, mask: Any, table_of: Any, out: Any) -> None:
+    for j in range(base.size):
+        out[j] = table_of[columns[j] + np.uint32((base[j] >> shift) & mask)]
 
 
 @njit(nogil=True, cache=True)
-def _add_rows_and_columns(values: Any, start: int, rows: Any, columns: Any) -> None:
-    """rows[i] and columns[j] += the values of the entries from `start` on, row-major."""
+def _shifted(base: Any, start: int, offsets: Any, field: Any, table_of: Any, out: Any) -> None:
+    """table_of is flat: one row of the exponents' tables for each sum of shifts."""
+    rows, columns = offsets
+    shift, mask = field
     width = columns.size
     at = 0
     row, column = start // width, start % width
-    while at < values.size:
-        length = min(width - column, values.size - at)
+    while at < base.size:
+        stop = min(at + width - column, base.size)
+        _shifted_row(base[at:stop], columns[column:], shift, mask, table_of[rows[row] :],
+                     out[at:stop])  # fmt: skip
+        at, row, column = stop, row + 1, 0
+
+
+@njit(nogil=True, cache=True)
+def _add_rows_and_columns(keys: Any, value_of: Any, rows: Any, columns: Any) -> None:
+    """rows[i] and columns[j] += value_of[key] for the keys of whole rows, row-major."""
+    width = columns.size
+    for i in range(rows.size):
         total = np.int64(0)
-        for j in range(length):
-            value = np.int64(values[at + j])
+        for j in range(width):
+            value = np.int64(value_of[keys[i * width + j]])
             total += value
-            columns[column + j] += value
-        rows[row] += total
-        at += length
-        row, column = row + 1, 0
+            columns[j] += value
+        rows[i] += total
 
 
 def plain(base: Array, words: Words, table_of: Array) -> Array:
@@ -98,18 +96,28 @@ def plain(base: Array, words: Words, table_of: Array) -> Array:
     return out
 
 
-def shifted(base: Array, start: int, words: Words, shifts: Shifts, table_of: Array) -> Array:
-    """table_of[k] for the words of `base`, the entries of a matrix from `start` on."""
-    out = np.empty(base.size, dtype=table_of.dtype)
+def spread(table_of: Array) -> Array:
+    """`table_of`, by k, as `shifted` wants it: by sum of shifts and exponent, flat."""
+    exponents = table_of.size // 2
+    sums = np.arange(-2 * SHIFT_LIMIT, 2 * SHIFT_LIMIT + 1)[:, None]
+    k = 2 * np.arange(exponents)[None, :] - sums
+    out: Array = table_of[np.clip(k, 0, table_of.size - 1)].reshape(-1)
+    return out
+
+
+def shifted(base: Array, start: int, words: Words, shifts: Shifts, spread_table: Array) -> Array:
+    """The table of each word of `base`, the entries of a matrix from `start` on."""
+    out = np.empty(base.size, dtype=spread_table.dtype)
     kind = base.dtype.type
+    rows, columns = ((side.astype(np.int64) + SHIFT_LIMIT) * words.exponents for side in shifts)
     field = (kind(words.shift), kind(words.exponents - 1))
-    _shifted(base, start, *shifts, field, table_of, out)
+    _shifted(base, start, (rows, columns.astype(np.uint32)), field, spread_table, out)
     return out
 
 
 def add_moved(tokens: Array, sums: Sums) -> None:
     """Add how far entries moved (ULPs, at most 8 each) to their rows' and columns' sums."""
-    _add_rows_and_columns(_MOVED[tokens], 0, *sums)
+    _add_rows_and_columns(tokens, _MOVED, *sums)
 
 
 def add_expected(base: Array, words: Words, counts: npt.NDArray[np.int64], sums: Sums) -> None:
@@ -120,7 +128,8 @@ def add_expected(base: Array, words: Words, counts: npt.NDArray[np.int64], sums:
     seen = np.maximum(counts.sum(axis=1), 1)
     moved = counts @ _MOVED[: counts.shape[1]].astype(np.int64)
     mean = ((moved << _FIXED) // seen).astype(np.uint16)
-    _add_rows_and_columns(plain(base, words, mean), 0, *sums)
+    own = np.arange(words.exponents).astype(np.uint8)
+    _add_rows_and_columns(plain(base, words, own), mean, *sums)
 
 
 def shifts_of(moved: npt.NDArray[np.int64], expected: npt.NDArray[np.int64]) -> Any:

@@ -16,7 +16,13 @@ import numpy.typing as npt
 from offaxis.delta import contexts, rans, tables
 from offaxis.delta.compress import squeeze, unsqueeze
 from offaxis.delta.contexts import Shifts
-from offaxis.delta.tokens import alphabet, count_tokens, tokenise, untokenise
+from offaxis.delta.tokens import (
+    alphabet,
+    count_tokens,
+    tokenise,
+    tokens_alone,
+    untokenise,
+)
 from offaxis.delta.words import Sequence, Words
 from offaxis.kernels.pool import for_each
 
@@ -27,7 +33,7 @@ CHUNK = 1 << 18
 
 _HEAD = 4 * (1 + rans.STATES)
 _NARROWEST = 32  # a matrix with fewer rows or columns gets no shifts
-_SIDE_LEVEL = 19
+_SIDE_LEVEL = 12
 
 Array = npt.NDArray[Any]
 
@@ -60,13 +66,14 @@ class Coder:
         self.shifts = model.shifts
         self.frequency, self.start = found
         lengths = np.diff(np.append(first, size))
-        self.table_of = np.repeat(np.arange(first.size, dtype=np.uint8), lengths)
+        table_of = np.repeat(np.arange(first.size, dtype=np.uint8), lengths)
+        self._table_of = table_of if model.shifts is None else contexts.spread(table_of)
         self._slots: npt.NDArray[np.uint8] | None = None
 
     def _contexts(self, base: Array, at: int) -> Array:
         if self.shifts is None:
-            return contexts.plain(base, self.words, self.table_of)
-        return contexts.shifted(base, at, self.words, self.shifts, self.table_of)
+            return contexts.plain(base, self.words, self._table_of)
+        return contexts.shifted(base, at, self.words, self.shifts, self._table_of)
 
     def encode(self, base: Array, tuned: Array, at: int) -> bytes:
         """One chunk: the tensor's words from entry `at` on, both sides (n,)."""
@@ -129,45 +136,66 @@ class _Analysis:
         step = CHUNK if not self.width else max(1, CHUNK // self.width) * self.width
         self.spans = [(at, min(at + step, base.size)) for at in range(0, base.size, step)]
 
-    def _over(self, function: Callable[[int, Array, Array], Array]) -> Array:
-        """The sum of `function(start, base, tuned)` over spans of whole rows."""
+    @property
+    def wide(self) -> bool:
+        """Whether shifts by row and column are worth trying."""
+        return min(self.height, self.width) >= _NARROWEST and self.words.exponent_bits > 0
+
+    def _over(self, function: Callable[[int, Array, Array], tuple[Array, ...]]) -> list[Array]:
+        """The sums of what `function(start, base, tuned)` returns, over spans of whole rows."""
         each = for_each(lambda s: function(s[0], self.base[s[0] : s[1]], self.tuned[s[0] : s[1]]),
                         self.spans)  # fmt: skip
-        return np.asarray(np.sum(each, axis=0))
-
-    def _counts(self, find: Callable[[int, Array], Array], size: int) -> npt.NDArray[np.int64]:
-        """(contexts, tokens) of the whole tensor; `find(start, base)` gives the contexts."""
-
-        def count(start: int, base: Array, tuned: Array) -> Array:
-            out = np.zeros((size, alphabet(self.words.bits)), dtype=np.int64)
-            count_tokens(find(start, base), _tokens(base, tuned)[0], out)
-            return out
-
-        return self._over(count)
+        return [np.sum(column, axis=0) for column in zip(*each, strict=True)]
 
     def plain(self) -> npt.NDArray[np.int64]:
-        own = np.arange(self.words.exponents, dtype=np.uint16)
-        return self._counts(lambda _, base: contexts.plain(base, self.words, own), own.size)
+        """Counts by exponent and token; the way that rows and columns moved is kept."""
+        own = np.arange(self.words.exponents, dtype=np.uint8)
+        self._moved = (np.zeros(self.height, np.int64), np.zeros(self.width, np.int64))
+
+        def count(start: int, base: Array, tuned: Array) -> tuple[Array, Array]:
+            tokens = tokens_alone(base, tuned)
+            columns = np.zeros_like(self._moved[1])
+            if self.wide:
+                contexts.add_moved(tokens, (self._moved[0][self._rows(start, base)], columns))
+            return self._count(contexts.plain(base, self.words, own), tokens, own.size), columns
+
+        counts, columns = self._over(count)
+        self._moved[1][:] = columns
+        return counts
 
     def shifted(self, shifts: Shifts) -> npt.NDArray[np.int64]:
+        """Counts by shifted context and token."""
         own = np.arange(2 * self.words.exponents, dtype=np.uint16)
-        return self._counts(
-            lambda start, base: contexts.shifted(base, start, self.words, shifts, own), own.size
-        )
+        table = contexts.spread(own)
+
+        def count(start: int, base: Array, tuned: Array) -> tuple[Array]:
+            found = contexts.shifted(base, start, self.words, shifts, table)
+            return (self._count(found, tokens_alone(base, tuned), own.size),)
+
+        return self._over(count)[0]
 
     def shifts(self, counts: npt.NDArray[np.int64]) -> Shifts:
         """How far each row and each column moved beside what its exponents let expect."""
-        rows = np.zeros((2, self.height), dtype=np.int64)
+        rows = np.zeros(self.height, dtype=np.int64)
 
-        def add(start: int, base: Array, tuned: Array) -> Array:
-            own = slice(start // self.width, start // self.width + base.size // self.width)
-            columns = np.zeros((2, self.width), dtype=np.int64)
-            contexts.add_moved(_tokens(base, tuned)[0], (rows[0, own], columns[0]))
-            contexts.add_expected(base, self.words, counts, (rows[1, own], columns[1]))
-            return columns
+        def add(start: int, base: Array, _: Array) -> tuple[Array]:
+            columns = np.zeros(self.width, dtype=np.int64)
+            contexts.add_expected(
+                base, self.words, counts, (rows[self._rows(start, base)], columns)
+            )
+            return (columns,)
 
-        columns = self._over(add)
-        return contexts.shifts_of(*rows), contexts.shifts_of(*columns)
+        (columns,) = self._over(add)
+        moved = self._moved
+        return contexts.shifts_of(moved[0], rows), contexts.shifts_of(moved[1], columns)
+
+    def _rows(self, start: int, base: Array) -> slice:
+        return slice(start // self.width, start // self.width + base.size // self.width)
+
+    def _count(self, found: Array, tokens: Array, size: int) -> npt.NDArray[np.int64]:
+        out = np.zeros((size, alphabet(self.words.bits)), dtype=np.int64)
+        count_tokens(found, tokens, out)
+        return out
 
 
 def analyse(
@@ -182,9 +210,16 @@ def analyse(
     counts = found.plain()
     first, codes, bits = tables.fit(counts)
     model, changed = Model(first, codes), int(counts[:, 1:].sum())
-    if min(found.height, found.width) >= _NARROWEST and words.exponent_bits and changed:
+    if found.wide and changed:
         shifts = found.shifts(counts)
         first, codes, shifted_bits = tables.fit(found.shifted(shifts))
-        if shifted_bits + 8 * len(pack_shifts(shifts)) < bits:
+        if shifted_bits + sum(map(_bits, shifts)) < bits:
             model = Model(first, codes, shifts)
     return model, changed
+
+
+def _bits(shifts: npt.NDArray[np.int8]) -> float:
+    """About what rows' or columns' shifts take, in bits: their entropy, and a frame around them."""
+    share = np.bincount(shifts.astype(np.int64) + contexts.SHIFT_LIMIT) / shifts.size
+    share = share[share > 0]
+    return 64.0 - float((share * np.log2(share)).sum()) * shifts.size

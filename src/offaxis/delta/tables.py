@@ -116,7 +116,11 @@ def fit(counts: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], Tables, f
 
     Neighbouring contexts share a table where that costs less than a table of their own.
     """
-    first, bits = _merge(counts, MOST_TABLES)
+    seen = np.flatnonzero(counts.sum(axis=1))
+    seen = seen if seen.size else np.zeros(1, dtype=np.int64)
+    groups, bits = _merge(counts[seen], MOST_TABLES)
+    first = seen[groups]
+    first[0] = 0
     codes = quantise(np.add.reduceat(counts, first, axis=0))
     used = np.flatnonzero(codes.max(axis=0))
     return first, codes[:, : int(used[-1]) + 1], float(bits)

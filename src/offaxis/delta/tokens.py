@@ -11,12 +11,14 @@ below the leading one, and the k - 1 lower bits of z follow as they are, in a se
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from numba import njit
 
-__all__ = ["DIRECT", "alphabet", "count_tokens", "tokenise", "untokenise"]
+__all__ = ["DIRECT", "alphabet", "count_tokens", "tokenise", "tokens_alone", "untokenise"]
 
 DIRECT = 12
 """z below this is its own token."""
@@ -77,6 +79,35 @@ def tokenise(base: Any, tuned: Any, tokens: Any, extra: Any) -> int:
         extra[at] = np.uint32(held & low)
         at += 1
     return at
+
+
+@njit(nogil=True, cache=True)
+def _by_table(base: Any, tuned: Any, token_of: Any, tokens: Any) -> None:
+    one, zero = base.dtype.type(1), base.dtype.type(0)
+    top = base.dtype.type(base.itemsize * 8 - 1)
+    for i in range(base.size):
+        d = base.dtype.type(tuned[i] - base[i])
+        tokens[i] = token_of[base.dtype.type((d << one) ^ base.dtype.type(zero - (d >> top)))]
+
+
+@cache
+def _token_of() -> npt.NDArray[np.uint8]:
+    """The token of every z of 16 bits."""
+    out = np.empty(1 << 16, dtype=np.uint8)
+    z = np.arange(out.size)
+    d = np.where(z % 2, -(z + 1) // 2, z // 2).astype(np.uint16)
+    tokenise(np.zeros_like(d), d, out, np.empty(out.size, dtype=np.uint32))
+    return out
+
+
+def tokens_alone(base: npt.NDArray[Any], tuned: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """The tokens of every pair, (n,), without their raw bits."""
+    tokens = np.empty(base.size, dtype=np.uint8)
+    if base.itemsize <= 2:
+        _by_table(base, tuned, _token_of(), tokens)
+    else:
+        tokenise(base, tuned, tokens, np.empty(2 + base.nbytes // 4, dtype=np.uint32))
+    return tokens
 
 
 @njit(nogil=True, cache=True)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-from collections.abc import Iterator
+from io import RawIOBase
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from offaxis.checkpoint.header import Entry
 from offaxis.delta.digest import checksum, content_digest
@@ -140,19 +139,19 @@ def _write(delta: Delta, file: FilePlan, base: Folder, path: Path, teller: _Tell
         written.write(len(header).to_bytes(8, "little") + header)
         written.truncate(file.size)
 
-        def tensor(pair: tuple[Entry, TensorPlan]) -> Entry:
-            _write_at(written, pair[0].start, delta.blocks(file.path, *pair, base))
-            return pair[0]
+    def tensor(pair: tuple[Entry, TensorPlan]) -> Entry:
+        with path.open("r+b", buffering=0) as place:
+            place.seek(pair[0].start)
+            for block in delta.blocks(file.path, *pair, base):
+                _write_all(place, block)
+        return pair[0]
 
-        pairs = zip(file.entries, file.tensors, strict=True)
-        written.flush()
-        for entry in in_order(tensor, pairs, threads()):
-            teller.tell(entry)
+    pairs = zip(file.entries, file.tensors, strict=True)
+    for entry in in_order(tensor, pairs, threads()):
+        teller.tell(entry)
 
 
-def _write_at(file: BinaryIO, at: int, blocks: Iterator[Any]) -> None:
-    for block in blocks:
-        view = memoryview(block).cast("B")
-        while view:
-            count = os.pwrite(file.fileno(), view, at)
-            view, at = view[count:], at + count
+def _write_all(file: RawIOBase, block: Any) -> None:
+    view = memoryview(block).cast("B")
+    while view:
+        view = view[file.write(view) or 0 :]

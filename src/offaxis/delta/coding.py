@@ -52,7 +52,7 @@ def encode(
 
     base: the words that the reader has, as many as `tuned`; None where it has none.
     """
-    if base is None:
+    if base is None or tuned.size == 0:
         return _plain(tuned)
     found = _small(base, tuned, words, shape) if codec == "small" else _fast(base, tuned)
     if found.length > _WORTH_IT * tuned.nbytes:

@@ -11,6 +11,7 @@ from offaxis.delta.container import FORMAT, VERSION
 from offaxis.delta.folder import is_state
 from offaxis.delta.opened import Delta
 from offaxis.delta.plan import TensorPlan
+from offaxis.delta.words import words_of
 from offaxis.names import place
 
 __all__ = ["delta_info", "describe"]
@@ -65,10 +66,8 @@ def describe(delta: Delta) -> dict[str, Any]:
 
 
 def _entries(entry: Entry) -> int:
-    out = 1
-    for extent in entry.shape:
-        out *= extent
-    return out
+    """Words of a tensor: its elements, but two for a complex number, and bytes below a byte."""
+    return (entry.stop - entry.start) * 8 // words_of(entry.dtype).bits
 
 
 def _savings(delta: Delta) -> dict[str, Any]:

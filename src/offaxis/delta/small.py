@@ -5,6 +5,7 @@ The bytes are specified in docs/delta-format.md, "Codec small".
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
@@ -143,9 +144,20 @@ class _Analysis:
 
     def _over(self, function: Callable[[int, Array, Array], tuple[Array, ...]]) -> list[Array]:
         """The sums of what `function(start, base, tuned)` returns, over spans of whole rows."""
-        each = for_each(lambda s: function(s[0], self.base[s[0] : s[1]], self.tuned[s[0] : s[1]]),
-                        self.spans)  # fmt: skip
-        return [np.sum(column, axis=0) for column in zip(*each, strict=True)]
+        totals: list[Array] = []
+        lock = threading.Lock()
+
+        def add(span: tuple[int, int]) -> None:
+            found = function(span[0], self.base[slice(*span)], self.tuned[slice(*span)])
+            with lock:
+                if not totals:
+                    totals.extend(found)
+                else:
+                    for total, part in zip(totals, found, strict=True):
+                        np.add(total, part, out=total)
+
+        for_each(add, self.spans)
+        return totals
 
     def plain(self) -> npt.NDArray[np.int64]:
         """Counts by exponent and token; the way that rows and columns moved is kept."""
@@ -218,8 +230,6 @@ def analyse(
     return model, changed
 
 
-def _bits(shifts: npt.NDArray[np.int8]) -> float:
-    """About what rows' or columns' shifts take, in bits: their entropy, and a frame around them."""
-    share = np.bincount(shifts.astype(np.int64) + contexts.SHIFT_LIMIT) / shifts.size
-    share = share[share > 0]
-    return 64.0 - float((share * np.log2(share)).sum()) * shifts.size
+def _bits(shifts: npt.NDArray[np.int8]) -> int:
+    """About 2**16 times the bits of rows' or columns' shifts: their entropy, and a frame's head."""
+    return tables.entropy(np.bincount(shifts.astype(np.int64) + contexts.SHIFT_LIMIT)) + (64 << 16)

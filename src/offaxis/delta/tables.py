@@ -18,11 +18,12 @@ from numba import njit
 
 from offaxis.delta.rans import PRECISION
 
-__all__ = ["MOST_TABLES", "Tables", "fit", "frequencies", "quantise"]
+__all__ = ["MOST_TABLES", "Tables", "entropy", "fit", "frequencies", "quantise"]
 
 MOST_TABLES = 64
 _STEPS = 8
 _LAST = 127
+_FRACTION = 16  # fractional bits of a number of bits
 _UNITS = 1 << PRECISION
 
 Tables = npt.NDArray[np.uint8]
@@ -68,31 +69,56 @@ def quantise(counts: npt.NDArray[np.int64]) -> Tables:
 
 
 @njit(nogil=True, cache=True)
-def _bits(counts: Any) -> float:
-    """Bits of a row of counts at its own entropy, and of the table that says so."""
-    total, out, last = 0.0, 0.0, 0
+def _log2(n: int) -> int:
+    """floor(2**16 log2 n) up to the last bit, from integers alone."""
+    whole = 0
+    while n >> (whole + 1):
+        whole += 1
+    mantissa = (
+        np.uint64(n) << np.uint64(31 - whole) if whole <= 31 else np.uint64(n >> (whole - 31))
+    )
+    out = whole
+    for _ in range(_FRACTION):
+        mantissa = (mantissa * mantissa) >> np.uint64(31)
+        out <<= 1
+        if mantissa >> np.uint64(32):
+            mantissa >>= np.uint64(1)
+            out |= 1
+    return out
+
+
+@njit(nogil=True, cache=True)
+def entropy(counts: Any) -> int:
+    """2**16 times the bits that as many symbols take at their own entropy."""
+    total, out = 0, 0
     for t in range(counts.size):
         if counts[t]:
-            n = float(counts[t])
-            total += n
-            out -= n * np.log2(n)
+            total += counts[t]
+            out -= counts[t] * _log2(counts[t])
+    return int(out + total * _log2(total)) if total else 0
+
+
+@njit(nogil=True, cache=True)
+def _bits(counts: Any) -> int:
+    """2**16 times the bits of a row of counts, and of the table that says so."""
+    last = 0
+    for t in range(counts.size):
+        if counts[t]:
             last = t
-    if total > 0:
-        out += total * np.log2(total)
-    return float(out + 12.0 + 4.0 * last)
+    return int(entropy(counts) + ((12 + 4 * last) << _FRACTION))
 
 
 @njit(nogil=True, cache=True)
 def _merge(counts: Any, most: int) -> Any:
     """Join neighbouring rows while that shortens the whole, or while there are too many.
 
-    Returns the first row of each group, and the bits of all.
+    Returns the first row of each group, and 2**16 times the bits of all.
     """
     groups = counts.shape[0]
     rows = counts.copy()
     first = np.arange(groups)
     own = np.array([_bits(rows[g]) for g in range(groups)])
-    gain = np.empty(max(groups - 1, 0))
+    gain = np.zeros(max(groups - 1, 1), dtype=np.int64)
     for g in range(groups - 1):
         gain[g] = own[g] + own[g + 1] - _bits(rows[g] + rows[g + 1])
     while groups > 1:
@@ -111,8 +137,8 @@ def _merge(counts: Any, most: int) -> Any:
     return first[:groups].copy(), own[:groups].sum()
 
 
-def fit(counts: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], Tables, float]:
-    """Tables for counts by context, (contexts, tokens): (first context of each table, codes, bits).
+def fit(counts: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], Tables, int]:
+    """Tables for counts by context, (contexts, tokens): first contexts, codes, and 2**16 bits.
 
     Neighbouring contexts share a table where that costs less than a table of their own.
     """
@@ -123,4 +149,4 @@ def fit(counts: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], Tables, f
     first[0] = 0
     codes = quantise(np.add.reduceat(counts, first, axis=0))
     used = np.flatnonzero(codes.max(axis=0))
-    return first, codes[:, : int(used[-1]) + 1], float(bits)
+    return first, codes[:, : int(used[-1]) + 1], int(bits)

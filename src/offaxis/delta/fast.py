@@ -25,6 +25,7 @@ CHUNK = 1 << 20
 
 _LEVEL = 1
 _FULL_FROM = 0.5  # share of changed entries above which all differences are written
+_BLOCK = 4096  # entries that are looked through at once
 _LONG = 255  # a gap byte that says: 255 unchanged entries, and the gap goes on
 _SPARSE, _FULL = 0, 1
 _HEAD = struct.Struct("<BIIB")  # kind, words, gap bytes, planes
@@ -41,25 +42,39 @@ def _count(base: Any, tuned: Any) -> int:
 
 
 @njit(nogil=True, cache=True)
+def _find(base: Any, tuned: Any, found: Any) -> int:
+    """Where entries differ, into `found`. Every position is written and kept or overwritten, which
+    costs less than a branch that nobody can predict."""
+    count = np.uint32(0)
+    for i in range(base.size):
+        found[count] = i
+        count += np.uint32(base[i] != tuned[i])
+    return int(count)
+
+
+@njit(nogil=True, cache=True)
 def _sparse(base: Any, tuned: Any, gaps: Any, words: Any) -> int:
     """Gaps and zig-zag differences of the changed entries. Returns how many gap bytes there are."""
     one, zero = base.dtype.type(1), base.dtype.type(0)
     top = base.dtype.type(base.itemsize * 8 - 1)
+    found = np.empty(_BLOCK, dtype=np.uint16)
     used, count, last = 0, 0, 0
-    for i in range(base.size):
-        if base[i] == tuned[i]:
-            continue
-        gap = i - last
-        last = i + 1
-        while gap >= _LONG:
-            gaps[used] = _LONG
+    for start in range(0, base.size, _BLOCK):
+        stop = min(start + _BLOCK, base.size)
+        b, t = base[start:stop], tuned[start:stop]
+        for k in range(_find(b, t, found)):
+            i = found[k]
+            gap = start + i - last
+            last = start + i + 1
+            while gap >= _LONG:
+                gaps[used] = _LONG
+                used += 1
+                gap -= _LONG
+            gaps[used] = gap
             used += 1
-            gap -= _LONG
-        gaps[used] = gap
-        used += 1
-        d = base.dtype.type(tuned[i] - base[i])
-        words[count] = base.dtype.type((d << one) ^ base.dtype.type(zero - (d >> top)))
-        count += 1
+            d = base.dtype.type(t[i] - b[i])
+            words[count] = base.dtype.type((d << one) ^ base.dtype.type(zero - (d >> top)))
+            count += 1
     return used
 
 

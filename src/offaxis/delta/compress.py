@@ -8,10 +8,12 @@ from typing import Any
 
 import zstandard
 
-__all__ = ["squeeze", "squeeze_file", "unsqueeze", "unsqueeze_file", "worth_it"]
+__all__ = ["PIECE", "squeeze", "squeeze_file", "unsqueeze", "unsqueeze_file", "worth_it"]
+
+PIECE = 1 << 22
+"""Bytes of a file that are compressed together."""
 
 _FILES = 3  # level for files that are no tensors
-_BLOCK = 1 << 22
 
 _local = threading.local()
 
@@ -51,25 +53,21 @@ def worth_it(sample: bytes) -> bool:
 
 
 def squeeze_file(stream: Any) -> Iterator[bytes]:
-    """All bytes of an open file as one zstd frame, in pieces."""
-    found = zstandard.ZstdCompressor(level=_FILES, write_content_size=False).compressobj()
-    while block := stream.read(_BLOCK):
-        yield found.compress(block)
-    yield found.flush()
+    """The pieces of an open file, each as a 32-bit length and a zstd frame of at most 4 MiB."""
+    while block := stream.read(PIECE):
+        frame = squeeze(block, level=_FILES)
+        yield len(frame).to_bytes(4, "little") + frame
 
 
-def unsqueeze_file(frame: Any, size: int) -> Iterator[bytes]:
-    """The `size` bytes of a frame, in pieces. Raises ValueError as `unsqueeze`."""
-    seen = 0
-    source = zstandard.ZstdDecompressor(max_window_size=1 << 27)
-    try:
-        with source.stream_reader(frame, read_across_frames=False) as reader:
-            while block := reader.read(_BLOCK):
-                seen += len(block)
-                if seen > size:
-                    raise ValueError(f"a compressed file holds more than {size} bytes")
-                yield block
-    except zstandard.ZstdError as error:
-        raise ValueError(f"a compressed file is damaged ({error})") from error
-    if seen != size:
-        raise ValueError(f"a compressed file holds {seen} bytes, not {size}")
+def unsqueeze_file(stream: memoryview, size: int) -> Iterator[bytes]:
+    """The pieces of a file of `size` bytes. Raises ValueError as `unsqueeze`."""
+    at = 0
+    for start in range(0, size, PIECE):
+        length = int.from_bytes(stream[at : at + 4], "little")
+        at += 4
+        if at + length > len(stream):
+            raise ValueError(f"a piece ends at byte {at + length} of {len(stream)}")
+        yield unsqueeze(stream[at : at + length], min(PIECE, size - start))
+        at += length
+    if at != len(stream):
+        raise ValueError(f"its pieces end at byte {at} of {len(stream)}")

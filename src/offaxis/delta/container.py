@@ -167,7 +167,9 @@ def _frame(path: Path, name: str, region: memoryview, limit: int) -> bytes:
     (size,) = _SIZE.unpack_from(region)
     if size > limit:
         _bad(
-            path, f"its {name} announces {size} bytes, above the limit of {limit}", "make it again"
+            path,
+            f"{size} bytes are announced for its {name}, above the limit of {limit}",
+            "make it again",
         )
     try:
         return unsqueeze(region[_SIZE.size :], size)

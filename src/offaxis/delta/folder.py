@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from offaxis.checkpoint.header import Entry, Header, read_header
 from offaxis.checkpoint.locate import locate
+from offaxis.delta.digest import checksum, content_digest
 from offaxis.errors import CheckpointError
 
 __all__ = ["Folder", "Source", "is_state", "open_folder"]
@@ -63,6 +64,14 @@ class Folder:
     weights: tuple[Source, ...]
     others: Mapping[str, Path]
 
+    def digest(self) -> str:
+        """The content digest of all its tensors. Reads every byte of them."""
+        return content_digest(
+            (entry.name, entry.dtype, entry.shape, checksum(source.raw(entry)))
+            for source in self.weights
+            for entry in source.header.entries
+        )
+
     @cached_property
     def tensors(self) -> dict[str, list[tuple[Source, Entry]]]:
         """Where each tensor name occurs; twice, where files repeat one another."""
@@ -99,7 +108,7 @@ def open_folder(source: str | Path, *, revision: str | None = None) -> Folder:
             raise CheckpointError(f"{source}: not a .safetensors file; give one, or a directory")
         return Folder(str(source), path.parent, (Source(path.name, read_header(path)),), {})
     try:
-        found = dict(_walk(path))
+        found = dict(sorted(_walk(path)))
     except OSError as error:
         raise CheckpointError(
             f"{source}: cannot be listed ({error.strerror}); check its permissions"

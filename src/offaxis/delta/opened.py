@@ -13,9 +13,9 @@ import numpy.typing as npt
 
 from offaxis.checkpoint.header import Entry
 from offaxis.delta.coding import Decoder
-from offaxis.delta.compress import unsqueeze_file
+from offaxis.delta.compress import PIECE, unsqueeze_file
 from offaxis.delta.container import Container
-from offaxis.delta.digest import Digest, checksum
+from offaxis.delta.digest import Digest, checksum, content_digest
 from offaxis.delta.folder import Folder
 from offaxis.delta.plan import OtherPlan, Plan, TensorPlan
 from offaxis.delta.side import read_models
@@ -51,6 +51,7 @@ class Delta:
         try:
             plan = Plan.read(container.plan, len(container.payload))
             models = _assign(plan, read_models(container.tables))
+            _check_digests(plan, container.metadata)
         except ValueError as error:
             raise DeltaError(f"{path}: cannot be followed: {error}; make it again") from error
         return cls(container, plan, models)
@@ -162,7 +163,7 @@ class Delta:
                     "have it; give the whole base directory"
                 )
             with file.open("rb") as opened:
-                while block := opened.read(1 << 22):
+                while block := opened.read(PIECE):
                     yield block
 
     @cached_property
@@ -173,6 +174,20 @@ class Delta:
             for file in self.plan.files
             for entry, plan in zip(file.entries, file.tensors, strict=True)
         ]
+
+
+def _check_digests(plan: Plan, metadata: Mapping[str, str]) -> None:
+    """The tuned model's digest is that of the planned tensors, and the header names both models."""
+    tuned = content_digest(
+        (entry.name, entry.dtype, entry.shape, tensor.tuned)
+        for file in plan.files
+        for entry, tensor in zip(file.entries, file.tensors, strict=True)
+    )
+    if tuned != plan.tuned:
+        raise ValueError(f"its tensors have the digest {tuned}, and it says {plan.tuned}")
+    for name, digest in (("base", plan.base), ("tuned", plan.tuned)):
+        if metadata.get(name) != digest:
+            raise ValueError(f"its header names the {name} {metadata.get(name)}, its plan {digest}")
 
 
 def _assign(plan: Plan, models: Iterator[Model]) -> dict[str, dict[str, Model]]:

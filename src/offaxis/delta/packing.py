@@ -9,7 +9,7 @@ from typing import Any
 
 from offaxis.checkpoint.header import Entry
 from offaxis.delta.coding import Encoded, encode
-from offaxis.delta.compress import squeeze_file, worth_it
+from offaxis.delta.compress import PIECE, squeeze_file, worth_it
 from offaxis.delta.container import Writer
 from offaxis.delta.digest import checksum, content_digest, file_digest
 from offaxis.delta.export import Rounded, Rounding
@@ -81,7 +81,7 @@ def pack(
                 tuned=content_digest(job.contents),
                 files=files,
                 others=tuple(job.write_other(writer, path) for path in others),
-                removed=tuple(sorted(set(job.base.tensors) - job.used)),
+                removed=tuple(sorted(set(job.base.tensors) - job.matched)),
                 export="BF16" if export else None,
             )
             document = plan.document()
@@ -123,7 +123,7 @@ class _Packing:
         self.rounding = Rounding()
         self.models: list[Model] = []
         self.contents: list[tuple[str, str, tuple[int, ...], str]] = []
-        self.used: set[str] = set()
+        self.matched: set[str] = set()
         self._export = export
         self._progress = progress
         self._total = sum(source.header.size for source in tuned.weights)
@@ -147,8 +147,6 @@ class _Packing:
                     self.models.append(encoded.model)
             rows.append(made)
             self.contents.append((entry.name, entry.dtype, entry.shape, row.tuned))
-            if row.origin is not None:
-                self.used.add(row.origin)
             self._tell(entry)
         return FilePlan(source.path, view.header_text, view.header.entries, tuple(rows))
 
@@ -157,17 +155,23 @@ class _Packing:
         if self._progress is not None:
             self._progress(Step(self._done, self._total, entry.name))
 
-    def _place(self, source: Source, entry: Entry) -> Place | None:
-        """The base tensor of the same name: in the file of the same path, else the first."""
+    def _place(self, source: Source, entry: Entry, tuned: str) -> Place | None:
+        """The base tensor of the same name. Of several: the one with the same bytes, or else the
+        one in the file of the same path, or else the first."""
         name = self._renamed.get(entry.name, entry.name)
         found = self.base.tensors.get(name, [])
-        return next((p for p in found if p[0].path == source.path), found[0] if found else None)
+        if found:
+            self.matched.add(name)
+        order = sorted(found, key=lambda place: place[0].path != source.path)
+        if len(order) > 1:
+            order.sort(key=lambda place: self._checksum(*place) != tuned)
+        return order[0] if order else None
 
     def _tensor(self, source: Source | Rounded, entry: Entry) -> tuple[TensorPlan, Encoded | None]:
         """The plan of one tensor and its stream; None where it is the base's."""
         raw = source.raw(entry)
         tuned = checksum(raw)
-        place = self._place(source.source if isinstance(source, Rounded) else source, entry)
+        place = self._place(source.source if isinstance(source, Rounded) else source, entry, tuned)
         words = words_of(entry.dtype)
         held: Sequence | None = None
         digest = origin = None
@@ -209,7 +213,7 @@ class _Packing:
             return OtherPlan(path, "same", size, digest)
         start = writer.at
         with file.open("rb") as stream:
-            head = stream.read(1 << 22)
+            head = stream.read(PIECE)
             stream.seek(0)
             worth = worth_it(head)
             for block in squeeze_file(stream) if worth else _blocks(stream):
@@ -219,7 +223,7 @@ class _Packing:
 
 
 def _blocks(stream: Any) -> Iterator[bytes]:
-    while block := stream.read(1 << 22):
+    while block := stream.read(PIECE):
         yield block
 
 

@@ -16,7 +16,7 @@ __all__ = ["CODECS", "FilePlan", "OtherPlan", "Plan", "TensorPlan"]
 CODECS = ("same", "small", "fast", "planes", "raw")
 _HEX = re.compile(r"[0-9a-f]{32}")
 _DRIVE = re.compile(r"[A-Za-z]:")
-_LONGEST_PATH = 1024
+_LONGEST_PATH, _LONGEST_PART = 1024, 255
 
 
 class Malformed(ValueError):
@@ -227,6 +227,8 @@ def _path(row: Any) -> str:
         _bad(f"the path {path[:80]!r} is not inside a directory")
     if any(character in path for character in "\\:\0") or not path.isprintable():
         _bad(f"the path {path[:80]!r} holds characters that files should not have")
+    if any(len(part.encode()) > _LONGEST_PART for part in parts):
+        _bad(f"the path {path[:80]!r} has a part of more than {_LONGEST_PART} bytes")
     return path
 
 

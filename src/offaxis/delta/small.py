@@ -232,4 +232,5 @@ def analyse(
 
 def _bits(shifts: npt.NDArray[np.int8]) -> int:
     """About 2**16 times the bits of rows' or columns' shifts: their entropy, and a frame's head."""
-    return tables.entropy(np.bincount(shifts.astype(np.int64) + contexts.SHIFT_LIMIT)) + (64 << 16)
+    seen = np.bincount(shifts.astype(np.int64) + contexts.SHIFT_LIMIT)
+    return int(tables.entropy(seen)) + (64 << 16)

@@ -114,7 +114,7 @@ def tokens_alone(base: npt.NDArray[Any], tuned: npt.NDArray[Any]) -> npt.NDArray
 def untokenise(base: Any, tokens: Any, extra: Any, tuned: Any) -> int:
     """The tuned words from the base's, the tokens and their raw bits.
 
-    Returns how many words of `extra` were used, or -1 where it ends too early.
+    Returns how many words of `extra` were used, or -1 where it ends too early or bits are left.
     """
     one = base.dtype.type(1)
     zero = base.dtype.type(0)
@@ -143,7 +143,7 @@ def untokenise(base: Any, tokens: Any, extra: Any, tuned: Any) -> int:
             z = base.dtype.type(lead | rest)
         d = base.dtype.type((z >> one) ^ base.dtype.type(zero - (z & one)))
         tuned[i] = base.dtype.type(base[i] + d)
-    return at
+    return at if held == 0 else -1
 
 
 @njit(nogil=True, cache=True)

@@ -6,22 +6,26 @@ import contextlib
 import os
 import shutil
 import tempfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from offaxis.errors import OutputError
 
-__all__ = ["check_output", "staged_directory", "staged_file"]
+__all__ = ["check_output", "explained", "staged_directory", "staged_file"]
+
+_LONGEST_ENDING = 40
 
 
 def check_output(out: Path, *, overwrite: bool = False) -> None:
     """Raise OutputError, before any work, where `out` could not become the result's directory."""
-    with _explained(out):
+    with explained(out):
         _staging_place(out.expanduser().resolve(), overwrite)
 
 
 @contextlib.contextmanager
-def _explained(out: Path) -> Iterator[None]:
+def explained(out: Path) -> Iterator[None]:
+    """Turn an OSError of writing to `out` into an OutputError that names it."""
     try:
         yield
     except OSError as error:
@@ -81,9 +85,10 @@ def staged_directory(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
     then entries of the same name are replaced and all others stay. A symbolic link is followed.
     Raises OutputError where `out` cannot be written.
     """
-    with _explained(out):
+    with explained(out):
         out = out.expanduser().resolve()
         place = _staging_place(out, overwrite)
+        made = [one for one in (place, *place.parents) if not one.exists()]
         place.mkdir(parents=True, exist_ok=True)
         staged = Path(tempfile.mkdtemp(dir=place, prefix=f".{out.name}.partial-"))
         mask = os.umask(0)
@@ -91,8 +96,14 @@ def staged_directory(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
         staged.chmod(0o777 & ~mask)
     try:
         yield staged
-        with _explained(out):
+        with explained(out):
             _publish(staged, out)
+    except BaseException:
+        shutil.rmtree(staged, ignore_errors=True)
+        with contextlib.suppress(OSError):  # someone else has put something there
+            for directory in made:
+                directory.rmdir()
+        raise
     finally:
         shutil.rmtree(staged, ignore_errors=True)
 
@@ -105,14 +116,16 @@ def staged_file(out: Path) -> Iterator[Path]:
     replaced. Raises OutputError where `out` is a directory or cannot be written.
     """
     out = out.expanduser().absolute()
-    staged = out.with_name(f".{os.getpid()}.partial-{out.name}")
-    with _explained(out):
+    ending = out.suffix if len(out.suffix) < _LONGEST_ENDING else ""
+    key = zlib.crc32(os.fsencode(out.name))  # the name itself may be as long as a name can be
+    staged = out.with_name(f".{os.getpid()}.partial-{key:08x}{ending}")
+    with explained(out):
         if out.is_dir():
             raise OutputError(f"{out}: a directory is there; choose another name")
         out.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield staged
-        with _explained(out):
+        with explained(out):
             staged.replace(out)
     finally:
         staged.unlink(missing_ok=True)

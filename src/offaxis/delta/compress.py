@@ -37,6 +37,9 @@ def unsqueeze(frame: Any, size: int) -> bytes:
     if not hasattr(_local, "decompressor"):
         _local.decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 27)
     try:
+        # a size that the frame tells itself would be allocated whatever the limit is
+        if zstandard.frame_content_size(frame) not in {-1, size}:
+            raise ValueError(f"a compressed stream announces another size than {size} bytes")
         out: bytes = _local.decompressor.decompress(
             frame, max_output_size=max(size, 1), allow_extra_data=False
         )

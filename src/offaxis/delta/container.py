@@ -20,6 +20,7 @@ from offaxis.checkpoint.header import Header, read_header
 from offaxis.delta.compress import squeeze, unsqueeze
 from offaxis.delta.digest import DIGEST_BYTES, file_digest
 from offaxis.errors import CheckpointError, DeltaError
+from offaxis.output import explained
 
 __all__ = ["FORMAT", "VERSION", "Container", "Writer"]
 
@@ -37,10 +38,12 @@ _SIZE = struct.Struct("<Q")
 class Writer:
     """Writes one delta file: streams first, then everything that describes them."""
 
-    def __init__(self, path: Path) -> None:
-        self._file: BinaryIO = path.open("wb+")
-        self._file.write(bytes(HEADER_BYTES))
-        self._path = path
+    def __init__(self, path: Path, *, told: Path) -> None:
+        """path: the file to write; told: its name in errors, which are OutputErrors."""
+        self._path, self._told = path, told
+        with explained(told):
+            self._file: BinaryIO = path.open("wb+")
+            self._file.write(bytes(HEADER_BYTES))
         self.at = 0
         """Bytes of payload so far."""
 
@@ -58,8 +61,9 @@ class Writer:
     def add(self, *parts: Any) -> tuple[int, int]:
         """Append to the payload; (where it begins there, how long it is)."""
         start = self.at
-        for part in parts:
-            self.at += self._file.write(part)
+        with explained(self._told):
+            for part in parts:
+                self.at += self._file.write(part)
         return start, self.at - start
 
     def finish(
@@ -73,20 +77,20 @@ class Writer:
         for name, raw, limit in (("plan", text, PLAN_LIMIT), ("tables", tables, TABLES_LIMIT)):
             if len(raw) > limit:
                 raise DeltaError(
-                    f"{self._path}: the {name} takes {len(raw)} bytes, above the format's limit of "
+                    f"{self._told}: the {name} takes {len(raw)} bytes, above the format's limit of "
                     f"{limit}; pack fewer files into one delta"
                 )
         parts = [_SIZE.pack(len(raw)) + squeeze(raw, level=_LEVEL) for raw in (tables, text)]
-        for part in parts:
-            self._file.write(part)
-        sizes = (self.at, *map(len, parts), DIGEST_BYTES)
-        self._file.seek(0)
-        self._file.write(_header(sizes, metadata))
-        self._file.flush()
-        self._file.seek(0, os.SEEK_END)
-        self._file.write(file_digest(self._path))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with explained(self._told):
+            for part in parts:
+                self._file.write(part)
+            self._file.seek(0)
+            self._file.write(_header((self.at, *map(len, parts), DIGEST_BYTES), metadata))
+            self._file.flush()
+            self._file.seek(0, os.SEEK_END)
+            self._file.write(file_digest(self._path))
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
 
 def _header(sizes: tuple[int, ...], metadata: Mapping[str, str]) -> bytes:

@@ -53,7 +53,8 @@ class Rounded:
     """A safetensors file as it would be with its wider floats in bfloat16."""
 
     def __init__(self, source: Source, rounding: Rounding) -> None:
-        self.source = source
+        self.path = source.path
+        self._source = source
         self._rounding = rounding
         self._origin = {entry.name: entry for entry in source.header.entries}
         self.header_text = _header(source.header)
@@ -61,7 +62,7 @@ class Rounded:
 
     def raw(self, entry: Entry) -> npt.NDArray[np.uint8]:
         stored = self._origin[entry.name]
-        raw = self.source.raw(stored)
+        raw = self._source.raw(stored)
         if stored.dtype == entry.dtype or not raw.size:
             return raw
         dtype = torch_dtype(stored.dtype)
@@ -87,6 +88,5 @@ def _header(header: Header) -> str:
             "data_offsets": [at, at + size],
         }
         at += size
-    text = json.dumps(document, separators=(",", ":"), ensure_ascii=False)
-    length = len(text.encode())
-    return text + " " * (-length % 8)
+    text = json.dumps(document, separators=(",", ":"))
+    return text + " " * (-len(text) % 8)

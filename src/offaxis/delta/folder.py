@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from offaxis.checkpoint.header import Entry, Header, read_header
-from offaxis.checkpoint.locate import locate
+from offaxis.checkpoint.locate import locate, read_json
 from offaxis.delta.digest import checksum, content_digest
 from offaxis.errors import CheckpointError
 
@@ -88,6 +88,8 @@ def _walk(root: Path, below: str = "") -> Iterator[tuple[str, Path]]:
         path = f"{below}/{entry.name}" if below else entry.name
         if entry.name.startswith("."):
             continue
+        if not entry.exists():
+            raise CheckpointError(f"{entry}: a link to nothing; restore what it points to")
         if entry.is_dir():
             if not entry.is_symlink() and not _CHECKPOINT.fullmatch(entry.name):
                 yield from _walk(root, path)
@@ -95,10 +97,26 @@ def _walk(root: Path, below: str = "") -> Iterator[tuple[str, Path]]:
             yield path, entry
 
 
-def open_folder(source: str | Path, *, revision: str | None = None) -> Folder:
+def _check_index(found: Mapping[str, Path], name: str) -> None:
+    """Every shard that an index names must be there."""
+    weight_map = read_json(found[name]).get("weight_map")
+    folder = name.rpartition("/")[0]
+    for shard in set(weight_map.values()) if isinstance(weight_map, dict) else ():
+        if f"{folder}/{shard}".lstrip("/") not in found:
+            raise CheckpointError(
+                f"{found[name]}: names the shard {shard}, which is not there; finish the download "
+                "or copy the missing shard"
+            )
+
+
+def open_folder(
+    source: str | Path, *, revision: str | None = None, without: Path | None = None
+) -> Folder:
     """The files of a model: a `.safetensors` file alone, a directory, or a Hub id.
 
-    Raises CheckpointError where there is no safetensors file, or one cannot be read.
+    without: a file that is left out (the one that is about to be written).
+    Raises CheckpointError where there is no safetensors file, one cannot be read, an index names
+    one that is missing, or a link leads nowhere.
     """
     path = Path(source).expanduser()
     if not path.exists():
@@ -109,11 +127,16 @@ def open_folder(source: str | Path, *, revision: str | None = None) -> Folder:
         return Folder(str(source), path.parent, (Source(path.name, read_header(path)),), {})
     try:
         found = dict(sorted(_walk(path)))
+        if without is not None and without.is_file():
+            found = {name: file for name, file in found.items() if not file.samefile(without)}
     except OSError as error:
         raise CheckpointError(
             f"{source}: cannot be listed ({error.strerror}); check its permissions"
         ) from error
     weights = [name for name in found if name.endswith(".safetensors")]
+    for name in found:
+        if name.endswith(".safetensors.index.json"):
+            _check_index(found, name)
     if not weights:
         raise CheckpointError(
             f"{source}: holds no .safetensors file ({len(found)} others); give a directory that "

@@ -56,8 +56,8 @@ def pack(
     """Write what turns `base` into `tuned`, exact to the bit, to the file `out`.
 
     base, tuned: a `.safetensors` file, a directory, or a Hub id. Every file of a directory is
-    packed (hidden ones and nested `checkpoint-N` apart): tensors by what changed, the rest whole
-    unless the base has the same file.
+    packed (hidden ones, links to directories and nested `checkpoint-N` apart): tensors by what
+    changed, the rest whole unless the base has the same file.
     codec: "small" for the fewest bytes, "fast" for the most bytes a second.
     export: "bf16" rounds wider floats first, which is *not* lossless; what it loses is reported.
     weights_only: leave out what only resuming needs (optimizer, scheduler, random state); implied
@@ -71,10 +71,11 @@ def pack(
         raise InputError(f"codec {codec!r}: choose one of {', '.join(_PACKABLE)}")
     if export not in (None, "bf16"):
         raise InputError(f"export {export!r}: only bf16 is known")
-    job = _Packing(open_folder(base), open_folder(tuned), codec, export is not None, progress)
+    sides = open_folder(base), open_folder(tuned, without=Path(out))
+    job = _Packing(*sides, codec, export is not None, progress)
     others = [p for p in job.tuned.others if not ((weights_only or export) and is_state(p))]
     with staged_file(Path(out)) as staged:
-        with Writer(staged) as writer:
+        with Writer(staged, told=Path(out)) as writer:
             files = job.write_files(writer)
             plan = Plan(
                 base=job.base_digest(),
@@ -124,18 +125,21 @@ class _Packing:
         self.models: list[Model] = []
         self.contents: list[tuple[str, str, tuple[int, ...], str]] = []
         self.matched: set[str] = set()
-        self._export = export
         self._progress = progress
-        self._total = sum(source.header.size for source in tuned.weights)
+        self._views: list[Source | Rounded] = [
+            Rounded(source, self.rounding) if export else source for source in tuned.weights
+        ]
+        self._total = sum(
+            entry.stop - entry.start for view in self._views for entry in view.header.entries
+        )
         self._done = 0
         self._checksums: dict[tuple[str, str], str] = {}
         self._renamed = _renaming(base, tuned)
 
     def write_files(self, writer: Writer) -> tuple[FilePlan, ...]:
-        return tuple(self._write_file(writer, source) for source in self.tuned.weights)
+        return tuple(self._write_file(writer, view) for view in self._views)
 
-    def _write_file(self, writer: Writer, source: Source) -> FilePlan:
-        view = Rounded(source, self.rounding) if self._export else source
+    def _write_file(self, writer: Writer, view: Source | Rounded) -> FilePlan:
         rows = []
         work = in_order(lambda entry: self._tensor(view, entry), view.header.entries, threads())
         for entry, (row, encoded) in zip(view.header.entries, work, strict=True):
@@ -148,30 +152,30 @@ class _Packing:
             rows.append(made)
             self.contents.append((entry.name, entry.dtype, entry.shape, row.tuned))
             self._tell(entry)
-        return FilePlan(source.path, view.header_text, view.header.entries, tuple(rows))
+        return FilePlan(view.path, view.header_text, view.header.entries, tuple(rows))
 
     def _tell(self, entry: Entry) -> None:
         self._done += entry.stop - entry.start
         if self._progress is not None:
             self._progress(Step(self._done, self._total, entry.name))
 
-    def _place(self, source: Source, entry: Entry, tuned: str) -> Place | None:
+    def _place(self, path: str, entry: Entry, tuned: str) -> Place | None:
         """The base tensor of the same name. Of several: the one with the same bytes, or else the
         one in the file of the same path, or else the first."""
         name = self._renamed.get(entry.name, entry.name)
         found = self.base.tensors.get(name, [])
         if found:
             self.matched.add(name)
-        order = sorted(found, key=lambda place: place[0].path != source.path)
+        order = sorted(found, key=lambda place: place[0].path != path)
         if len(order) > 1:
             order.sort(key=lambda place: self._checksum(*place) != tuned)
         return order[0] if order else None
 
-    def _tensor(self, source: Source | Rounded, entry: Entry) -> tuple[TensorPlan, Encoded | None]:
+    def _tensor(self, view: Source | Rounded, entry: Entry) -> tuple[TensorPlan, Encoded | None]:
         """The plan of one tensor and its stream; None where it is the base's."""
-        raw = source.raw(entry)
+        raw = view.raw(entry)
         tuned = checksum(raw)
-        place = self._place(source.source if isinstance(source, Rounded) else source, entry, tuned)
+        place = self._place(view.path, entry, tuned)
         words = words_of(entry.dtype)
         held: Sequence | None = None
         digest = origin = None

@@ -30,7 +30,7 @@ class TensorPlan:
     codec: `same` (the base's bytes), `small`, `fast` (both from the base's words), `planes`, `raw`.
     tuned, base: checksums of its bytes and of the base tensor's; base is None without a base.
     origin: the base tensor's name.
-    changed: how many entries differ in their bits; all, where the base has no such entry.
+    changed: how many words differ from the base tensor's; all, where there is none.
     at, length: its stream in the payload.
     """
 

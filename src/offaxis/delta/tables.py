@@ -63,6 +63,8 @@ def quantise(counts: npt.NDArray[np.int64]) -> Tables:
     """The codes of rows of counts, (tables, tokens). A row of zeros becomes "token 0 only"."""
     counts = counts.copy()
     counts[counts.sum(axis=1) == 0, 0] = 1
+    excess = max(0, int(counts.sum(axis=1).max()).bit_length() - 31)  # counts << 32 must fit
+    counts = np.maximum(counts >> excess, counts > 0)
     shares = (counts << 32) // counts.sum(axis=1, keepdims=True)
     codes = 1 + np.searchsorted(-_EDGES, -shares, side="right")
     return np.where(counts > 0, codes, 0).astype(np.uint8)

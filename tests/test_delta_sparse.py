@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -16,9 +15,10 @@ from torch.distributed.tensor import DTensor, init_device_mesh
 from offaxis.delta import sparse
 from offaxis.delta.sparse import SparseUpdate, apply_, diff
 from offaxis.errors import InputError
-from sparse_states import Wrapped, (
+from sparse_states import (
     LAYOUTS,
     State,
+    Wrapped,
     f32,
     laid_out,
     pairs,

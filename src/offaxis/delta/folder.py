@@ -20,18 +20,24 @@ from offaxis.checkpoint.locate import locate, read_json
 from offaxis.delta.digest import checksum, content_digest
 from offaxis.errors import CheckpointError
 
-__all__ = ["Folder", "Source", "is_state", "open_folder"]
+__all__ = ["Folder", "Source", "is_state", "open_folder", "resumes"]
 
 _CHECKPOINT = re.compile(r"checkpoint-\d+")
 _STATE = re.compile(
     r"(?:^|/)(?:training_args|optimizer|scheduler|rng_state|scaler|random_states|trainer_state"
     r"|global_step|zero_pp_rank)|(?:^|/)latest$|\.(?:pt|pth|bin|pkl|distcp)$"
 )
+_TOLD = re.compile(r"(?:^|/)(?:training_args|trainer_state)")  # saved with weights alone, too
 
 
 def is_state(path: str) -> bool:
     """Whether a file is there to resume training, and not part of the model that it exports."""
     return _STATE.search(path) is not None
+
+
+def resumes(path: str) -> bool:
+    """Whether a file holds what training needs to go on: optimizer, scheduler or random state."""
+    return is_state(path) and not _TOLD.search(path)
 
 
 @dataclass(frozen=True)

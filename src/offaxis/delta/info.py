@@ -8,7 +8,7 @@ from typing import Any
 
 from offaxis.checkpoint.header import Entry
 from offaxis.delta.container import FORMAT, VERSION
-from offaxis.delta.folder import is_state
+from offaxis.delta.folder import is_state, resumes
 from offaxis.delta.opened import Delta
 from offaxis.delta.plan import TensorPlan
 from offaxis.delta.words import words_of
@@ -25,8 +25,8 @@ def delta_info(path: str | Path) -> dict[str, Any]:
     Keys: `schema`, `file`, `bytes`, `format`, `version`, `codec`, `writer`; `base` and `tuned`
     (content digests); `rounded_to` (null, or the dtype of an export); `entries`, `changed`,
     `changed_share`; `tensors`, `unchanged_tensors`, `removed` (names), `codecs` (tensors by
-    codec); `export` (weights, configuration, tokenizer) and `resumable` (with optimizer and
-    trainer state; null where there is none), each with `bytes`, `delta` and `saved`; `roles` (one
+    codec); `export` (weights, configuration, tokenizer) and `resumable` (everything; null where
+    nothing can be resumed from it), each with `bytes`, `delta` and `saved`; `roles` (one
     row a layer and role: `layer`, `role`, `tensors`, `entries`, `changed`, `bytes`, `delta`);
     `notes`. Raises DeltaError where the file is damaged.
     """
@@ -73,11 +73,12 @@ def _entries(entry: Entry) -> int:
 def _savings(delta: Delta) -> dict[str, Any]:
     """Sizes apart for what is exported and for what can be resumed from."""
     state = [other for other in delta.plan.others if is_state(other.path)]
+    resumable = any(resumes(other.path) for other in state)
     state_bytes = sum(other.size for other in state)
     state_delta = sum(other.length for other in state)
     whole = _saving(delta.plan.size, delta.container.size)
     export = _saving(delta.plan.size - state_bytes, delta.container.size - state_delta)
-    return {"export": export, "resumable": whole if state else None}
+    return {"export": export, "resumable": whole if resumable else None}
 
 
 def _saving(size: int, delta: int) -> dict[str, Any]:
@@ -114,10 +115,10 @@ def _notes(delta: Delta) -> list[str]:
     changed = sum(plan.changed for _, plan in wide)
     if entries and changed > _MOVES_ALL * entries:
         out.append(
-            f"{changed / entries:.1%} of {entries} float32 entries changed, as float32 entries do "
-            "after any step. If you need the weights only as bfloat16 (to serve them, say), "
-            "--export bf16 rounds them first: each value by at most 1 part in 256, and most fall "
-            "back onto the base's. A run cannot be resumed from that exactly."
+            f"{changed / entries:.1%} of {entries:,} float32 entries changed, as in any step. To "
+            "keep the weights for serving, --export bf16 rounds them first (each by at most 1 part "
+            "in 256): entries that moved by less than that fall back onto the base's, and the file "
+            "shrinks. Training cannot be resumed exactly from it."
         )
     if delta.plan.removed:
         out.append(f"{len(delta.plan.removed)} tensors of the base are not in the tuned model.")

@@ -318,7 +318,8 @@ def test_a_shifted_context_is_the_formula(dtype: str, start: int, size: int) -> 
     k = 2 * exponents(base, words).astype(int).reshape(5, 7) - rows[:, None].astype(int) - columns
     expected = table[np.clip(k, 0, 2 * words.exponents - 1)].reshape(-1)[start : start + size]
     chosen = base[start : start + size]
-    found = contexts.shifted(chosen, start, words, (rows, columns), contexts.spread(table))
+    where = contexts.offsets((rows, columns), words)
+    found = contexts.shifted(chosen, start, words, where, contexts.spread(table))
     assert np.array_equal(found, expected)
 
 

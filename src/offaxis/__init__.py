@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from offaxis import delta
+    from offaxis import delta, train
     from offaxis.checkpoint import Checkpoint, describe, open_checkpoint
     from offaxis.comparison import Comparison, ManyComparison, compare, compare_manifest
     from offaxis.errors import OffaxisError
@@ -25,6 +25,7 @@ __all__ = [
     "delta",
     "describe",
     "open_checkpoint",
+    "train",
 ]
 
 _HOME = {
@@ -37,7 +38,7 @@ _HOME = {
     "describe": "offaxis.checkpoint",
     "open_checkpoint": "offaxis.checkpoint",
 }
-_MODULES = frozenset({"delta"})
+_MODULES = frozenset({"delta", "train"})
 
 
 def __getattr__(name: str) -> Any:

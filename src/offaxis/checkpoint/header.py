@@ -23,6 +23,8 @@ __all__ = ["HEADER_LIMIT", "Entry", "Header", "parse_header", "read_header"]
 HEADER_LIMIT = 100_000_000
 """The longest header that safetensors itself accepts, in bytes."""
 
+_TOO_MANY = 1 << 80  # bits
+
 _AGAIN = "download or save the file again"
 
 
@@ -164,14 +166,16 @@ def _entry(path: Path, name: str, value: object, data_start: int) -> Entry:
             path,
             f"tensor {name!r} has the offsets {value['data_offsets']!r}, not 0 <= start <= stop",
         )
-    bits = WIDTHS[dtype]
+    bits = WIDTHS[dtype] if 0 not in shape else 0
     for extent in shape:
         bits *= extent
+        if bits > _TOO_MANY:
+            break  # a shape may be long, and its product longer
     length = offsets[1] - offsets[0]
     if bits != 8 * length:
         _bad(
             path,
-            f"tensor {name!r}: shape {shape} of {dtype} takes {bits / 8:g} bytes, "
+            f"tensor {name!r}: shape {shape!s:.200} of {dtype} takes {bits / 8:g} bytes, "
             f"its offsets {list(offsets)} span {length}",
         )
     return Entry(name, dtype, shape, data_start + offsets[0], data_start + offsets[1])

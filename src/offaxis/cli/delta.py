@@ -19,6 +19,10 @@ app = typer.Typer(
 
 _Base = Annotated[str, typer.Argument(metavar="BASE", help="The model that both sides have.")]
 _File = Annotated[Path, typer.Argument(metavar="FILE", help="A delta that `pack` wrote.")]
+_Limit = Annotated[
+    int | None,
+    typer.Option(help="Refuse to make more bytes than this (default: 64 times the input)."),
+]
 _Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
@@ -60,10 +64,7 @@ def apply(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Write into a non-empty DIR.")
     ] = False,
-    limit: Annotated[
-        int | None,
-        typer.Option(help="Refuse to write more bytes than this (default: 64 times the input)."),
-    ] = None,
+    limit: _Limit = None,
     as_json: _Json = False,
 ) -> None:
     """Make the model again from BASE and FILE, every file byte for byte."""
@@ -84,11 +85,11 @@ def info(file: _File, as_json: _Json = False) -> None:
 
 
 @app.command()
-def verify(base: _Base, file: _File, as_json: _Json = False) -> None:
+def verify(base: _Base, file: _File, limit: _Limit = None, as_json: _Json = False) -> None:
     """Check FILE against BASE: exit status 0 only if `apply` would give every byte back."""
     from offaxis.delta import verify as run
 
-    found = _with_bar(lambda bar: run(base, file, progress=bar))
+    found = _with_bar(lambda bar: run(base, file, limit=limit, progress=bar))
     _print(found, as_json, _verified)
 
 

@@ -33,8 +33,8 @@ def apply(
     """Make the tuned model again in the directory `out`: every packed file, byte for byte.
 
     base: the model that the delta was made from, in any sharding.
-    limit: the most bytes to write; by default 64 times what base and delta take, plus 64 MiB, so
-    that no small hostile file can fill a disk.
+    limit: the most bytes to write; by default 64 times what base and delta take, plus 64 MiB, 4 KiB
+    counted for each file and directory, so that no small hostile file can fill a disk.
 
     Every byte is checked on the way: the delta's digest, each base tensor, each tuned one. `out`
     appears whole, or not at all. Returns `out`, `files`, `tensors`, `bytes` and the `tuned`
@@ -55,7 +55,11 @@ def apply(
 
 
 def verify(
-    base: str | Path, delta: str | Path, *, progress: Progress | None = None
+    base: str | Path,
+    delta: str | Path,
+    *,
+    limit: int | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Check that `apply` would succeed, by doing all of it but the writing.
 
@@ -64,6 +68,7 @@ def verify(
     Raises DeltaError as `apply`.
     """
     opened, folder = Delta.open(delta), open_folder(base)
+    _check_limit(opened, folder, limit)
     teller = _Teller(opened, progress)
 
     def check(one: tuple[str, Entry, TensorPlan]) -> Entry:
@@ -103,16 +108,22 @@ class _Teller:
             self._progress(Step(self._done, self._total, entry.name))
 
 
-def _check_room(delta: Delta, base: Folder, place: Path, limit: int | None) -> None:
-    """Refuse what would not fit, before a byte is written."""
-    size, path = delta.plan.size, delta.path
+def _check_limit(delta: Delta, base: Folder, limit: int | None) -> None:
+    """Refuse what is out of all proportion to what went in."""
     held = sum(source.header.size for source in base.weights) + delta.container.size
     most = _GROWTH * held + _SPARE if limit is None else limit
-    if size > most:
+    if (delta.plan.room if limit is None else delta.plan.size) > most:
         raise DeltaError(
-            f"{path}: makes {size} bytes, above the limit of {most}; if you trust the file, raise "
-            "the limit (--limit)"
+            f"{delta.path}: makes {delta.plan.size} bytes in {len(delta.plan.files)} and "
+            f"{len(delta.plan.others)} files, above the limit of {most}; if you trust the file, "
+            "raise the limit (--limit)"
         )
+
+
+def _check_room(delta: Delta, base: Folder, place: Path, limit: int | None) -> None:
+    """Refuse what would not fit, before a byte is written."""
+    _check_limit(delta, base, limit)
+    size, path = delta.plan.size, delta.path
     free = shutil.disk_usage(place).free
     if size > free:
         raise DeltaError(

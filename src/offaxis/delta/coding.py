@@ -103,12 +103,11 @@ class Decoder:
         model: small.Model | None = None,
     ) -> None:
         """size: words of the tensor. Raises ValueError where the stream cannot be one of them."""
-        self._codec, self._stream, self._words = codec, stream, words
-        self.spans = _spans(size, _CHUNKS[codec])
+        self._codec, self._stream = codec, stream
         self._coder: small.Coder | None = None
+        self._check_length(size, words)  # before anything is made of a size that may be a lie
+        self.spans = _spans(size, _CHUNKS[codec])
         if codec == "raw":
-            if len(stream) != size * words.bits // 8:
-                raise ValueError(f"{len(stream)} bytes are stored for {size * words.bits // 8}")
             return
         self._ends = self._directory()
         if codec == "small":
@@ -116,13 +115,18 @@ class Decoder:
                 raise ValueError("its tables are missing")
             self._coder = small.Coder(self._shifted(model, shape), words)
 
+    def _check_length(self, size: int, words: Words) -> None:
+        """The stream has the bytes of the tensor (`raw`), or room for the lengths of its chunks."""
+        found, number = len(self._stream), -(-size // _CHUNKS[self._codec])
+        if self._codec == "raw":
+            if found != size * words.bits // 8:
+                raise ValueError(f"{found} bytes are stored for {size * words.bits // 8}")
+        elif found < 4 * (number + (self._codec == "small")):
+            raise ValueError(f"a stream of {found} bytes has no room for {number} chunks")
+
     def _directory(self) -> Array:
         """Where each chunk ends in the stream; the first entry is where the first one starts."""
         number = len(self.spans) + (self._codec == "small")
-        if len(self._stream) < 4 * number:
-            raise ValueError(
-                f"a stream of {len(self._stream)} bytes has no room for {number} chunks"
-            )
         lengths = np.frombuffer(self._stream, "<u4", number).astype(np.int64)
         ends = 4 * number + np.concatenate([[0], np.cumsum(lengths)])
         if ends[-1] != len(self._stream):

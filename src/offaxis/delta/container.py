@@ -27,8 +27,10 @@ __all__ = ["FORMAT", "VERSION", "Container", "Writer"]
 FORMAT, VERSION = "offaxis-delta", "1"
 HEADER_BYTES = 640
 """Length prefix and header together, in the files that offaxis writes."""
-PLAN_LIMIT, TABLES_LIMIT = 1 << 26, 1 << 25
-"""The most bytes that plan and tables may take uncompressed: 64 and 32 MiB."""
+PLAN_LIMIT, TABLES_LIMIT = 1 << 25, 1 << 25
+"""The most bytes that plan and tables may take uncompressed: 32 MiB each."""
+BRACKETS_LIMIT = 1 << 20
+"""The most arrays and objects in a plan, headers included: each takes a hundred bytes and more."""
 
 _LEVEL = 19
 _ORDER = ("payload", "tables", "plan", "digest")
@@ -80,6 +82,11 @@ class Writer:
                     f"{self._told}: the {name} takes {len(raw)} bytes, above the format's limit of "
                     f"{limit}; pack fewer files into one delta"
                 )
+        if _brackets(text) > BRACKETS_LIMIT:
+            raise DeltaError(
+                f"{self._told}: the plan has more than {BRACKETS_LIMIT} arrays and objects, the "
+                "format's limit; pack fewer files into one delta"
+            )
         parts = [_SIZE.pack(len(raw)) + squeeze(raw, level=_LEVEL) for raw in (tables, text)]
         with explained(self._told):
             for part in parts:
@@ -137,12 +144,20 @@ class Container:
             )
         tables = _frame(path, "tables", mapped[slice(*found["tables"])], TABLES_LIMIT)
         plan = _frame(path, "plan", mapped[slice(*found["plan"])], PLAN_LIMIT)
+        if _brackets(plan) > BRACKETS_LIMIT:
+            _bad(
+                path, f"its plan has more than {BRACKETS_LIMIT} arrays and objects", "make it again"
+            )
         try:
             document = json.loads(plan.decode())
         except (ValueError, RecursionError) as error:
             raise DeltaError(f"{path}: its plan is not JSON ({error}); make it again") from error
         payload = mapped[slice(*found["payload"])]
         return cls(path, header.metadata, document, tables, payload, header.size)
+
+
+def _brackets(text: bytes) -> int:
+    return text.count(b"[") + text.count(b"{")
 
 
 def _bad(path: Path, what: str, remedy: str) -> NoReturn:

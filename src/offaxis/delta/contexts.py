@@ -36,6 +36,7 @@ __all__ = [
 Array = npt.NDArray[Any]
 Shifts = tuple[npt.NDArray[np.int8], npt.NDArray[np.int8]]
 """R, (rows,), and C, (columns,)."""
+Offsets = tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]
 Sums = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
 
 SHIFT_LIMIT = 12
@@ -61,9 +62,9 @@ def _shifted_row(base: Any, columns: Any, shift: Any, mask: Any, table_of: Any, 
 
 
 @njit(nogil=True, cache=True)
-def _shifted(base: Any, start: int, offsets: Any, field: Any, table_of: Any, out: Any) -> None:
+def _shifted(base: Any, start: int, where: Any, field: Any, table_of: Any, out: Any) -> None:
     """table_of is flat: one row of the exponents' tables for each sum of shifts."""
-    rows, columns = offsets
+    rows, columns = where
     shift, mask = field
     width = columns.size
     at = 0
@@ -105,13 +106,21 @@ def spread(table_of: Array) -> Array:
     return out
 
 
-def shifted(base: Array, start: int, words: Words, shifts: Shifts, spread_table: Array) -> Array:
+def offsets(shifts: Shifts, words: Words) -> Offsets:
+    """Where each row's and each column's part of a context lies in a spread table."""
+    rows, columns = (
+        ((side.astype(np.int32) + SHIFT_LIMIT) * words.exponents).astype(np.uint32)
+        for side in shifts
+    )
+    return rows, columns
+
+
+def shifted(base: Array, start: int, words: Words, where: Offsets, spread_table: Array) -> Array:
     """The table of each word of `base`, the entries of a matrix from `start` on."""
     out = np.empty(base.size, dtype=spread_table.dtype)
     kind = base.dtype.type
-    rows, columns = ((side.astype(np.int64) + SHIFT_LIMIT) * words.exponents for side in shifts)
     field = (kind(words.shift), kind(words.exponents - 1))
-    _shifted(base, start, (rows, columns.astype(np.uint32)), field, spread_table, out)
+    _shifted(base, start, where, field, spread_table, out)
     return out
 
 

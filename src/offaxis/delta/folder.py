@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -69,11 +69,19 @@ class Folder:
     root: Path
     weights: tuple[Source, ...]
     others: Mapping[str, Path]
+    _checksums: dict[tuple[str, str], str] = field(default_factory=dict, repr=False, compare=False)
+
+    def checksum(self, source: Source, entry: Entry) -> str:
+        """The checksum of one tensor's bytes, read once."""
+        key = (source.path, entry.name)
+        if key not in self._checksums:
+            self._checksums[key] = checksum(source.raw(entry))
+        return self._checksums[key]
 
     def digest(self) -> str:
         """The content digest of all its tensors. Reads every byte of them."""
         return content_digest(
-            (entry.name, entry.dtype, entry.shape, checksum(source.raw(entry)))
+            (entry.name, entry.dtype, entry.shape, self.checksum(source, entry))
             for source in self.weights
             for entry in source.header.entries
         )

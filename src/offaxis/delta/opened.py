@@ -15,9 +15,9 @@ from offaxis.checkpoint.header import Entry
 from offaxis.delta.coding import Decoder
 from offaxis.delta.compress import PIECE, unsqueeze_file
 from offaxis.delta.container import Container
-from offaxis.delta.digest import Digest, checksum, content_digest
+from offaxis.delta.digest import Digest, content_digest
 from offaxis.delta.folder import Folder
-from offaxis.delta.plan import OtherPlan, Plan, TensorPlan
+from offaxis.delta.plan import CODECS, OtherPlan, Plan, TensorPlan
 from offaxis.delta.side import read_models
 from offaxis.delta.small import Model
 from offaxis.delta.words import Fitted, word_shape, words_of
@@ -90,11 +90,11 @@ class Delta:
             self._bad(entry, f"needs {plan.origin!r}, which {base.source} does not hold",
                       f"give the base with digest {self.plan.base}")  # fmt: skip
         for source, held in places:
-            raw = source.raw(held)
-            if checksum(raw) == plan.base:
-                return raw, held.dtype
+            found = base.checksum(source, held)
+            if found == plan.base:
+                return source.raw(held), held.dtype
         self._bad(entry, f"was made from another {plan.origin!r} (checksum {plan.base}) than "
-                  f"{base.source} holds ({checksum(raw)})",
+                  f"{base.source} holds ({found})",
                   f"give the base with digest {self.plan.base}")  # fmt: skip
 
     def _decoded(
@@ -185,6 +185,8 @@ def _check_digests(plan: Plan, metadata: Mapping[str, str]) -> None:
     )
     if tuned != plan.tuned:
         raise ValueError(f"its tensors have the digest {tuned}, and it says {plan.tuned}")
+    if metadata.get("codec") not in CODECS or not metadata.get("writer", "?").isprintable():
+        raise ValueError(f"its header says {str(dict(metadata))[:200]!r}")
     for name, digest in (("base", plan.base), ("tuned", plan.tuned)):
         if metadata.get(name) != digest:
             raise ValueError(f"its header names the {name} {metadata.get(name)}, its plan {digest}")

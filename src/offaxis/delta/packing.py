@@ -78,7 +78,7 @@ def pack(
         with Writer(staged, told=Path(out)) as writer:
             files = job.write_files(writer)
             plan = Plan(
-                base=job.base_digest(),
+                base=job.base.digest(),
                 tuned=content_digest(job.contents),
                 files=files,
                 others=tuple(job.write_other(writer, path) for path in others),
@@ -133,7 +133,6 @@ class _Packing:
             entry.stop - entry.start for view in self._views for entry in view.header.entries
         )
         self._done = 0
-        self._checksums: dict[tuple[str, str], str] = {}
         self._renamed = _renaming(base, tuned)
 
     def write_files(self, writer: Writer) -> tuple[FilePlan, ...]:
@@ -168,7 +167,7 @@ class _Packing:
             self.matched.add(name)
         order = sorted(found, key=lambda place: place[0].path != path)
         if len(order) > 1:
-            order.sort(key=lambda place: self._checksum(*place) != tuned)
+            order.sort(key=lambda place: self.base.checksum(*place) != tuned)
         return order[0] if order else None
 
     def _tensor(self, view: Source | Rounded, entry: Entry) -> tuple[TensorPlan, Encoded | None]:
@@ -181,7 +180,7 @@ class _Packing:
         digest = origin = None
         size = raw.size * 8 // words.bits
         if place is not None and Fitted.possible(place[1].dtype, entry.dtype):
-            origin, digest = place[1].name, self._checksum(*place)
+            origin, digest = place[1].name, self.base.checksum(*place)
             if digest == tuned and place[1].dtype == entry.dtype:
                 return TensorPlan("same", tuned, tuned, origin), None
             held = Fitted(
@@ -193,20 +192,6 @@ class _Packing:
         if found.codec in {"planes", "raw"}:
             origin = digest = None
         return TensorPlan(found.codec, tuned, digest, origin, found.changed), found
-
-    def _checksum(self, source: Source, entry: Entry) -> str:
-        key = (source.path, entry.name)
-        if key not in self._checksums:
-            self._checksums[key] = checksum(source.raw(entry))
-        return self._checksums[key]
-
-    def base_digest(self) -> str:
-        """The base's content digest; tensors that no tuned one needed are read now."""
-        return content_digest(
-            (entry.name, entry.dtype, entry.shape, self._checksum(source, entry))
-            for source in self.base.weights
-            for entry in source.header.entries
-        )
 
     def write_other(self, writer: Writer, path: str) -> OtherPlan:
         """A file that is no safetensors: by reference to the base's, as a zstd frame, or raw."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
@@ -16,7 +17,8 @@ __all__ = ["CODECS", "FilePlan", "OtherPlan", "Plan", "TensorPlan"]
 CODECS = ("same", "small", "fast", "planes", "raw")
 _HEX = re.compile(r"[0-9a-f]{32}")
 _DRIVE = re.compile(r"[A-Za-z]:")
-_LONGEST_PATH, _LONGEST_PART = 1024, 255
+_BLOCK = 4096  # bytes of a file or directory beyond its content, about
+_LONGEST_PATH, _LONGEST_PART, _DEEPEST = 1024, 255, 32
 
 
 class Malformed(ValueError):
@@ -145,6 +147,12 @@ class Plan:
         """Bytes of all files that the delta makes."""
         return sum(one.size for one in self.files) + sum(one.size for one in self.others)
 
+    @property
+    def room(self) -> int:
+        """About what they take on a disk: 4 KiB more for each file and each directory above it."""
+        paths = [one.path for one in self.files] + [one.path for one in self.others]
+        return self.size + _BLOCK * sum(path.count("/") + 1 for path in paths)
+
     def document(self) -> dict[str, Any]:
         return {
             "base": self.base,
@@ -164,6 +172,7 @@ class Plan:
         removed = _list(document, "removed", "plan")
         if not all(isinstance(name, str) for name in removed):
             _bad("removed is not a list of names")
+        "".join(removed).encode()  # a ValueError where they are no text
         export = document.get("export")
         if export not in (None, "BF16"):
             _bad(f"export {export!r} is unknown")
@@ -229,14 +238,17 @@ def _path(row: Any) -> str:
         _bad(f"the path {path[:80]!r} holds characters that files should not have")
     if any(len(part.encode()) > _LONGEST_PART for part in parts):
         _bad(f"the path {path[:80]!r} has a part of more than {_LONGEST_PART} bytes")
+    if len(parts) > _DEEPEST:
+        _bad(f"the path {path[:80]!r} has {len(parts)} parts, more than {_DEEPEST}")
     return path
 
 
 def _check_paths(paths: list[str]) -> None:
     """No path twice (whatever its case), and none that is a directory of another."""
-    folded = [path.casefold() for path in paths]
-    if len(set(folded)) != len(folded):
-        _bad("two files have the same path")
-    above = {str(parent) for path in folded for parent in PurePosixPath(path).parents}
-    if above & set(folded):
-        _bad("a file is also the directory of another")
+    # with the separator below all characters, what lies in a directory follows its name at once
+    folded = sorted(path.casefold().replace("/", "\0") for path in paths)
+    for one, following in pairwise(folded):
+        if one == following:
+            _bad("two files have the same path")
+        if following.startswith(one + "\0"):
+            _bad("a file is also the directory of another")

@@ -33,7 +33,9 @@ CHUNK = 1 << 18
 """Entries of a chunk. Chunks are coded apart, with the same tables."""
 
 _HEAD = 4 * (1 + rans.STATES)
-_NARROWEST = 32  # a matrix with fewer rows or columns gets no shifts
+NARROWEST = 32
+"""A matrix with fewer rows or columns has no shifts."""
+
 _SIDE_LEVEL = 12
 
 Array = npt.NDArray[Any]
@@ -64,7 +66,7 @@ class Coder:
         if found is None:
             raise ValueError("one of its probability tables is not one")
         self.words = words
-        self.shifts = model.shifts
+        self._offsets = contexts.offsets(model.shifts, words) if model.shifts else None
         self.frequency, self.start = found
         lengths = np.diff(np.append(first, size))
         table_of = np.repeat(np.arange(first.size, dtype=np.uint8), lengths)
@@ -72,9 +74,9 @@ class Coder:
         self._slots: npt.NDArray[np.uint8] | None = None
 
     def _contexts(self, base: Array, at: int) -> Array:
-        if self.shifts is None:
+        if self._offsets is None:
             return contexts.plain(base, self.words, self._table_of)
-        return contexts.shifted(base, at, self.words, self.shifts, self._table_of)
+        return contexts.shifted(base, at, self.words, self._offsets, self._table_of)
 
     def encode(self, base: Array, tuned: Array, at: int) -> bytes:
         """One chunk: the tensor's words from entry `at` on, both sides (n,)."""
@@ -109,10 +111,10 @@ def pack_shifts(shifts: Shifts) -> bytes:
 
 def unpack_shifts(frame: Any, shape: tuple[int, ...]) -> Shifts:
     """R and C of a matrix (of more axes: all but the last are rows). Raises ValueError."""
-    if len(shape) < 2 or 0 in shape:
-        raise ValueError(f"shifts by row and column for the shape {shape}")
-    width = shape[-1]
+    width = shape[-1] if len(shape) > 1 else 0
     height = prod(shape[:-1])
+    if min(height, width) < NARROWEST:
+        raise ValueError(f"shifts by row and column for the shape {shape!s:.200}")
     found = np.frombuffer(unsqueeze(frame, height + width), dtype=np.int8)
     if (np.abs(found.astype(np.int64)) > contexts.SHIFT_LIMIT).any():
         raise ValueError(f"a shift lies outside ±{contexts.SHIFT_LIMIT}")
@@ -140,7 +142,7 @@ class _Analysis:
     @property
     def wide(self) -> bool:
         """Whether shifts by row and column are worth trying."""
-        return min(self.height, self.width) >= _NARROWEST and self.words.exponent_bits > 0
+        return min(self.height, self.width) >= NARROWEST and self.words.exponent_bits > 0
 
     def _over(self, function: Callable[[int, Array, Array], tuple[Array, ...]]) -> list[Array]:
         """The sums of what `function(start, base, tuned)` returns, over spans of whole rows."""
@@ -179,9 +181,10 @@ class _Analysis:
         """Counts by shifted context and token."""
         own = np.arange(2 * self.words.exponents, dtype=np.uint16)
         table = contexts.spread(own)
+        where = contexts.offsets(shifts, self.words)
 
         def count(start: int, base: Array, tuned: Array) -> tuple[Array]:
-            found = contexts.shifted(base, start, self.words, shifts, table)
+            found = contexts.shifted(base, start, self.words, where, table)
             return (self._count(found, tokens_alone(base, tuned), own.size),)
 
         return self._over(count)[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -10,6 +11,7 @@ import struct
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,8 @@ from delta_fuzzing import CHECKSUM_OF_NOTHING, LONGEST, attempt, deltas_of, limi
 from delta_models import Tensor, write_file
 from delta_mutations import Parts, joined, raw_frame, sized, squeezed
 from offaxis import delta
+from offaxis.delta import coding, small
+from offaxis.delta.words import words_of
 from offaxis.errors import DeltaError, OffaxisError
 
 ZERO = "0" * 32
@@ -72,8 +76,21 @@ def empty_file(path: str) -> dict[str, Any]:
 
 
 def filled(start: str, unit: str, stop: str) -> Parts:
-    """A plan of 64 MiB, all but full of one thing."""
-    return with_plan(sized((start + unit * ((1 << 26) // len(unit) - 9) + stop).encode()))
+    """A plan of 32 MiB, all but full of one thing."""
+    return with_plan(sized((start + unit * ((1 << 25) // len(unit.encode()) - 9) + stop).encode()))
+
+
+def filled_within_limits() -> Parts:
+    """What takes most memory of all that a plan may hold: many objects, then short strings."""
+    objects = '{"":0},' * ((1 << 20) - 9)
+    strings = '"中",' * (((1 << 25) - len(objects)) // 6 - 9)
+    return with_plan(sized(f'{{"x":[{objects}{strings}"😀"]}}'.encode()))
+
+
+def of_long_header() -> Parts:
+    parts = alone()
+    parts.rewrite = lambda _: b'{"x":[' + b'{"":0},' * 7_000_000 + b"0]}"
+    return parts
 
 
 def of_shifts(rows: int, columns: int) -> Parts:
@@ -102,6 +119,8 @@ BOMBS: dict[str, tuple[str, int, Callable[[], Parts]]] = {
         "verify", 64, lambda: tensor_of("planes", [9], joined([RUNS[8:]]))),
     "a plan of many lists": ("info", 1024, lambda: filled('{"x":[[]', ",[]", "]}")),
     "a plan of many objects": ("info", 1024, lambda: filled('{"x":[[]', ',{"":{"":0}}', "]}")),
+    "the worst plan within limits": ("info", 1024, filled_within_limits),
+    "a container's header of 50 MB": ("info", 1024, of_long_header),
     "a shape of 200 000 extents": ("info", 64, lambda: alone([{
         "path": "m.safetensors", "header": EXTENTS + ',"data_offsets":[0,8]}}', "tensors": []}])),
     "a shape beyond all floats": ("info", 64, lambda: alone([{
@@ -204,6 +223,19 @@ def test_no_base_tensor_is_hashed_for_each_of_many_empty_ones(tmp_path, monkeypa
     monkeypatch.setattr(xxhash, "xxh3_128_hexdigest", lambda d: (seen.append(len(d)), whole(d))[1])
     delta.apply(base, tmp_path / "x.delta", out=tmp_path / "out")
     assert sum(seen) < 20 << 20, f"{sum(seen) >> 20} MiB hashed of a base of 1 MiB"
+
+
+def test_shifts_take_little_beside_a_chunk_or_are_refused():
+    """2**26 rows of 32 bytes: shifts of 64 MiB, from a stream of 200 KB."""
+    rows, parts = 1 << 26, [squeezed(bytes((1 << 26) + 32)), *[bytes(20)] * (1 << 13)]
+    model = small.Model(np.zeros(1, np.int64), np.ones((1, 1), np.uint8))
+    tracemalloc.start()
+    with contextlib.suppress(ValueError):
+        coding.Decoder("small", memoryview(joined(parts)), size=32 * rows, words=words_of("U8"),
+                       shape=(rows, 32), model=model)  # fmt: skip
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 256 << 20, f"{peak >> 20} MiB"
 
 
 def test_directories_count_towards_what_may_be_written(pair, tmp_path):

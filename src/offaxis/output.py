@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
 import tempfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -82,7 +82,8 @@ def staged_directory(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """A directory to fill, which becomes `out` when the block ends and is removed if it raises.
 
     It is hidden, and on the same file system. `out` must be missing or empty unless `overwrite`;
-    then entries of the same name are replaced and all others stay. A symbolic link is followed.
+    then entries of the same name are replaced, one after another, and all others stay (a kill
+    between two of these renames leaves some old and some new). A symbolic link is followed.
     Raises OutputError where `out` cannot be written.
     """
     with explained(out):
@@ -117,8 +118,8 @@ def staged_file(out: Path) -> Iterator[Path]:
     """
     out = out.expanduser().absolute()
     ending = out.suffix if len(out.suffix) < _LONGEST_ENDING else ""
-    key = zlib.crc32(os.fsencode(out.name))  # the name itself may be as long as a name can be
-    staged = out.with_name(f".{os.getpid()}.partial-{key:08x}{ending}")
+    # without the name itself, which may be as long as a name can be
+    staged = out.with_name(f".{os.getpid()}.partial-{secrets.token_hex(8)}{ending}")
     with explained(out):
         if out.is_dir():
             raise OutputError(f"{out}: a directory is there; choose another name")

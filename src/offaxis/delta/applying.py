@@ -14,7 +14,7 @@ from offaxis.delta.packing import Progress, Step
 from offaxis.delta.plan import FilePlan, TensorPlan
 from offaxis.errors import DeltaError
 from offaxis.kernels.pool import in_order, threads
-from offaxis.output import staged_directory
+from offaxis.output import explained, staged_directory
 
 __all__ = ["apply", "verify"]
 
@@ -46,9 +46,10 @@ def apply(
         _check_room(opened, folder, staged, limit)
         teller = _Teller(opened, progress)
         for file in opened.plan.files:
-            _write(opened, file, folder, _below(staged, file.path), teller)
+            with explained(target):
+                _write(opened, file, folder, _below(staged, file.path), teller)
         for other in opened.plan.others:
-            with _below(staged, other.path).open("wb") as written:
+            with explained(target), _below(staged, other.path).open("wb") as written:
                 for block in opened.other(other, folder):
                     written.write(block)
     return _summary(opened) | {"out": str(out)}

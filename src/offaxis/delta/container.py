@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, NoReturn
 
-from offaxis.checkpoint.header import Header, read_header
+from offaxis.checkpoint.header import HEADER_LIMIT, Header, read_header
 from offaxis.delta.compress import squeeze, unsqueeze
 from offaxis.delta.digest import DIGEST_BYTES, file_digest
 from offaxis.errors import CheckpointError, DeltaError
@@ -33,6 +33,7 @@ BRACKETS_LIMIT = 1 << 20
 """The most arrays and objects in a plan, headers included: each takes a hundred bytes and more."""
 
 _LEVEL = 19
+_HEADER_LIMIT = 1 << 16
 _ORDER = ("payload", "tables", "plan", "digest")
 _SIZE = struct.Struct("<Q")
 
@@ -130,6 +131,15 @@ class Container:
         Raises DeltaError, naming the file and what is wrong, where it is no delta, of another
         version, truncated, or damaged anywhere.
         """
+        try:
+            with path.open("rb") as file:
+                announced = int.from_bytes(file.read(_SIZE.size), "little")
+            if _HEADER_LIMIT < announced <= HEADER_LIMIT:
+                _bad(path, f"no offaxis delta (a header of {announced} bytes)", "give a file that "
+                     "`offaxis delta pack` wrote")  # fmt: skip
+        except OSError as error:
+            reason = error.strerror or error
+            raise DeltaError(f"{path}: cannot be read ({reason}); check the path") from error
         try:
             header = read_header(path)
         except CheckpointError as error:

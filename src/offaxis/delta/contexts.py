@@ -36,7 +36,7 @@ __all__ = [
 Array = npt.NDArray[Any]
 Shifts = tuple[npt.NDArray[np.int8], npt.NDArray[np.int8]]
 """R, (rows,), and C, (columns,)."""
-Offsets = tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]
+Offsets = tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint16]]
 Sums = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
 
 SHIFT_LIMIT = 12
@@ -58,7 +58,7 @@ def _plain(base: Any, shift: Any, mask: Any, table_of: Any, out: Any) -> None:
 @njit(nogil=True, cache=True)
 def _shifted_row(base: Any, columns: Any, shift: Any, mask: Any, table_of: Any, out: Any) -> None:
     for j in range(base.size):
-        out[j] = table_of[columns[j] + np.uint32((base[j] >> shift) & mask)]
+        out[j] = table_of[np.uint32(columns[j]) + np.uint32((base[j] >> shift) & mask)]
 
 
 @njit(nogil=True, cache=True)
@@ -109,7 +109,7 @@ def spread(table_of: Array) -> Array:
 def offsets(shifts: Shifts, words: Words) -> Offsets:
     """Where each row's and each column's part of a context lies in a spread table."""
     rows, columns = (
-        ((side.astype(np.int32) + SHIFT_LIMIT) * words.exponents).astype(np.uint32)
+        (side.astype(np.int16) + SHIFT_LIMIT).astype(np.uint16) * np.uint16(words.exponents)
         for side in shifts
     )
     return rows, columns

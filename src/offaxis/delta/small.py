@@ -35,6 +35,8 @@ CHUNK = 1 << 18
 _HEAD = 4 * (1 + rans.STATES)
 NARROWEST = 32
 """A matrix with fewer rows or columns has no shifts."""
+MOST_SIDES = 1 << 24
+"""Nor has one with more rows and columns together."""
 
 _SIDE_LEVEL = 12
 
@@ -113,10 +115,10 @@ def unpack_shifts(frame: Any, shape: tuple[int, ...]) -> Shifts:
     """R and C of a matrix (of more axes: all but the last are rows). Raises ValueError."""
     width = shape[-1] if len(shape) > 1 else 0
     height = prod(shape[:-1])
-    if min(height, width) < NARROWEST:
+    if min(height, width) < NARROWEST or height + width > MOST_SIDES:
         raise ValueError(f"shifts by row and column for the shape {shape!s:.200}")
     found = np.frombuffer(unsqueeze(frame, height + width), dtype=np.int8)
-    if (np.abs(found.astype(np.int64)) > contexts.SHIFT_LIMIT).any():
+    if max(int(found.max()), -int(found.min())) > contexts.SHIFT_LIMIT:
         raise ValueError(f"a shift lies outside ±{contexts.SHIFT_LIMIT}")
     return found[:height], found[height:]
 
@@ -142,7 +144,8 @@ class _Analysis:
     @property
     def wide(self) -> bool:
         """Whether shifts by row and column are worth trying."""
-        return min(self.height, self.width) >= NARROWEST and self.words.exponent_bits > 0
+        sides = min(self.height, self.width) >= NARROWEST and self.height + self.width <= MOST_SIDES
+        return sides and self.words.exponent_bits > 0
 
     def _over(self, function: Callable[[int, Array, Array], tuple[Array, ...]]) -> list[Array]:
         """The sums of what `function(start, base, tuned)` returns, over spans of whole rows."""

@@ -28,9 +28,11 @@ __all__ = [
     "Sums",
     "add_expected",
     "add_moved",
+    "offsets",
     "plain",
     "shifted",
     "shifts_of",
+    "spread",
 ]
 
 Array = npt.NDArray[Any]

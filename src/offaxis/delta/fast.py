@@ -17,6 +17,7 @@ from numba import njit
 
 from offaxis.delta.compress import squeeze, unsqueeze
 from offaxis.delta.planes import merge_planes, split_planes
+from offaxis.delta.zigzag import moved, zigzag
 
 __all__ = ["CHUNK", "decode", "encode"]
 
@@ -73,7 +74,7 @@ def _sparse(base: Any, tuned: Any, gaps: Any, words: Any) -> int:
             gaps[used] = gap
             used += 1
             d = base.dtype.type(t[i] - b[i])
-            words[count] = base.dtype.type((d << one) ^ base.dtype.type(zero - (d >> top)))
+            words[count] = zigzag(d, one, zero, top)
             count += 1
     return used
 
@@ -84,7 +85,7 @@ def _full(base: Any, tuned: Any, words: Any) -> None:
     top = base.dtype.type(base.itemsize * 8 - 1)
     for i in range(base.size):
         d = base.dtype.type(tuned[i] - base[i])
-        words[i] = base.dtype.type((d << one) ^ base.dtype.type(zero - (d >> top)))
+        words[i] = zigzag(d, one, zero, top)
 
 
 @njit(nogil=True, cache=True)
@@ -100,10 +101,7 @@ def _apply_sparse(base: Any, gaps: Any, words: Any, tuned: Any) -> bool:
             continue
         if at >= base.size or count >= words.size:
             return False
-        z = words[count]
-        tuned[at] = base.dtype.type(
-            base[at] + base.dtype.type((z >> one) ^ base.dtype.type(zero - (z & one)))
-        )
+        tuned[at] = moved(base[at], words[count], one, zero)
         at += 1
         count += 1
     return bool(count == words.size)
@@ -113,10 +111,7 @@ def _apply_sparse(base: Any, gaps: Any, words: Any, tuned: Any) -> bool:
 def _apply_full(base: Any, words: Any, tuned: Any) -> None:
     one, zero = base.dtype.type(1), base.dtype.type(0)
     for i in range(base.size):
-        z = words[i]
-        tuned[i] = base.dtype.type(
-            base[i] + base.dtype.type((z >> one) ^ base.dtype.type(zero - (z & one)))
-        )
+        tuned[i] = moved(base[i], words[i], one, zero)
 
 
 def _planes(words: Array) -> list[Array]:

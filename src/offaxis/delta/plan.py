@@ -105,7 +105,7 @@ class FilePlan:
 
 @dataclass(frozen=True)
 class OtherPlan:
-    """A file that is no safetensors: the base's own (`same`), a zstd frame, or raw bytes."""
+    """A file that is no safetensors: the base's own (`same`), zstd frames, or raw bytes."""
 
     path: str
     codec: str

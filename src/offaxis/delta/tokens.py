@@ -18,6 +18,8 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from offaxis.delta.zigzag import moved, zigzag
+
 __all__ = ["DIRECT", "alphabet", "count_tokens", "tokenise", "tokens_alone", "untokenise"]
 
 DIRECT = 12
@@ -54,7 +56,7 @@ def tokenise(base: Any, tuned: Any, tokens: Any, extra: Any) -> int:
     word, low = np.uint64(32), np.uint64(0xFFFFFFFF)
     for i in range(base.size):
         d = base.dtype.type(tuned[i] - base[i])
-        z = np.uint64(base.dtype.type((d << one) ^ base.dtype.type(zero - (d >> top))))
+        z = np.uint64(zigzag(d, one, zero, top))
         if z < np.uint64(DIRECT):
             tokens[i] = np.uint8(z)
             continue
@@ -87,7 +89,7 @@ def _by_table(base: Any, tuned: Any, token_of: Any, tokens: Any) -> None:
     top = base.dtype.type(base.itemsize * 8 - 1)
     for i in range(base.size):
         d = base.dtype.type(tuned[i] - base[i])
-        tokens[i] = token_of[base.dtype.type((d << one) ^ base.dtype.type(zero - (d >> top)))]
+        tokens[i] = token_of[zigzag(d, one, zero, top)]
 
 
 @cache
@@ -141,8 +143,7 @@ def untokenise(base: Any, tokens: Any, extra: Any, tuned: Any) -> int:
                 filled -= take
                 done += take
             z = base.dtype.type(lead | rest)
-        d = base.dtype.type((z >> one) ^ base.dtype.type(zero - (z & one)))
-        tuned[i] = base.dtype.type(base[i] + d)
+        tuned[i] = moved(base[i], z, one, zero)
     return at if held == 0 else -1
 
 

@@ -52,7 +52,7 @@ def sequence_kl(
     if len(prompts) != len(completions) or not prompts:
         raise InputError(f"{len(prompts)} prompts and {len(completions)} completions")
     found: list[torch.Tensor] = []
-    with torch.inference_mode():
+    with torch.no_grad():  # FSDP2 cannot run in inference mode
         for rows, starts in _batches(prompts, completions, batch_size):
             found.append(_batch_kl(p, q, rows, starts))
     return Divergence(
@@ -77,11 +77,16 @@ def _padded(rows: list[list[int]], device: torch.device) -> tuple[torch.Tensor, 
     return ids, mask
 
 
+def _logits(live: LiveModel, rows: list[list[int]]) -> torch.Tensor:
+    """Logits of every next token, (rows, length − 1, vocabulary), in the model's dtype."""
+    ids, mask = _padded(rows, live.model.device)
+    logits: torch.Tensor = live.model(input_ids=ids, attention_mask=mask).logits[:, :-1]
+    return logits
+
+
 def _log_probabilities(live: LiveModel, rows: list[list[int]]) -> torch.Tensor:
     """ln p of every next token, (rows, length − 1, vocabulary), float64 on the CPU."""
-    ids, mask = _padded(rows, live.model.device)
-    logits = live.model(input_ids=ids, attention_mask=mask).logits[:, :-1]
-    return torch.log_softmax(logits.double(), dim=-1).cpu()
+    return torch.log_softmax(_logits(live, rows).double(), dim=-1).cpu()
 
 
 def _drawn(rows: list[list[int]], starts: list[int]) -> torch.Tensor:
@@ -94,15 +99,26 @@ def _drawn(rows: list[list[int]], starts: list[int]) -> torch.Tensor:
 
 
 def _batch_kl(p: LiveModel, q: LiveModel, rows: list[list[int]], starts: list[int]) -> torch.Tensor:
-    ours, theirs = _log_probabilities(p, rows), _log_probabilities(q, rows)
+    ours, theirs = _logits(p, rows), _logits(q, rows)
     if ours.shape != theirs.shape:
         raise InputError(
             f"{p.source} has a vocabulary of {ours.shape[-1]}, {q.source} one of "
             f"{theirs.shape[-1]}: their distributions cannot be compared"
         )
-    possible = ours > -torch.inf
-    kl = torch.where(possible, ours.exp() * (ours - theirs), 0.0).sum(-1)
-    return kl.masked_fill(~_drawn(rows, starts), 0.0).sum(-1).clamp(min=0.0)
+    each = [
+        _row_kl(ours[at, span], theirs[at, span])
+        for at, (row, start) in enumerate(zip(rows, starts, strict=True))
+        for span in [slice(max(start - 1, 0), len(row) - 1)]
+    ]
+    return torch.stack(each).cpu()
+
+
+def _row_kl(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
+    """Σ over positions of the KL of two sets of logits, (positions, vocabulary); float64."""
+    p = torch.log_softmax(ours.double(), dim=-1)
+    q = torch.log_softmax(theirs.to(ours.device).double(), dim=-1)
+    kl = torch.where(p > -torch.inf, p.exp() * (p - q), 0.0)
+    return kl.sum().clamp(min=0.0)
 
 
 def token_losses(

@@ -1,5 +1,62 @@
-"""Training with transformers, TRL and peft: what rides along with a run."""
+"""Training with transformers, TRL and peft: methods, leashes, and what rides along with a run."""
 
-from offaxis.train.checkpoints import DeltaCheckpointCallback, restore_checkpoint
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["DeltaCheckpointCallback", "restore_checkpoint"]
+if TYPE_CHECKING:
+    from offaxis.train.arguments import Arguments, read_arguments
+    from offaxis.train.checkpoints import DeltaCheckpointCallback, restore_checkpoint
+    from offaxis.train.divergence import DivergenceCallback
+    from offaxis.train.leash import LeashCallback, leash_named
+    from offaxis.train.methods import METHODS, Method
+    from offaxis.train.observed import observed
+    from offaxis.train.reference import prepare_peft_model
+    from offaxis.train.rewards import reward_functions
+    from offaxis.train.running import Outcome, run, train
+
+_HOME = {
+    "METHODS": "methods",
+    "Arguments": "arguments",
+    "DeltaCheckpointCallback": "checkpoints",
+    "DivergenceCallback": "divergence",
+    "LeashCallback": "leash",
+    "Method": "methods",
+    "Outcome": "running",
+    "leash_named": "leash",
+    "observed": "observed",
+    "prepare_peft_model": "reference",
+    "read_arguments": "arguments",
+    "restore_checkpoint": "checkpoints",
+    "reward_functions": "rewards",
+    "run": "running",
+    "train": "running",
+}
+
+__all__ = [
+    "METHODS",
+    "Arguments",
+    "DeltaCheckpointCallback",
+    "DivergenceCallback",
+    "LeashCallback",
+    "Method",
+    "Outcome",
+    "leash_named",
+    "observed",
+    "prepare_peft_model",
+    "read_arguments",
+    "restore_checkpoint",
+    "reward_functions",
+    "run",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the module that holds `name` on first use (PEP 562)."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'offaxis.train' has no attribute {name!r}")
+    return getattr(import_module(f"offaxis.train.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -24,6 +24,8 @@ class Completion:
 
     text: str
     tokens: tuple[int, ...]
+    ended: bool
+    """Whether the model ended it; else it was cut off at the limit of tokens."""
 
 
 def sample_completions(
@@ -107,8 +109,9 @@ def _sample_batch(
     )
     rows = generated[:, encoded["input_ids"].shape[1] :]
     texts: list[str] = tokenizer.batch_decode(rows, skip_special_tokens=True)
+    end = tokenizer.eos_token_id
     return [
-        Completion(text, _until_end(row, tokenizer.eos_token_id))
+        Completion(text, _until_end(row, end), ended=end in row)
         for text, row in zip(texts, rows.tolist(), strict=True)
     ]
 

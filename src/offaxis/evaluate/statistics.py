@@ -12,7 +12,15 @@ from numpy.typing import NDArray
 
 from offaxis.errors import InputError
 
-__all__ = ["Score", "avg_at_k", "bootstrap_mean", "paired_difference", "pass_at_k"]
+__all__ = [
+    "Score",
+    "avg_at_k",
+    "bootstrap_mean",
+    "mean_score",
+    "paired_difference",
+    "pass_at_k",
+    "pass_rates",
+]
 
 Floats = NDArray[np.float64]
 _LEVEL = 0.95
@@ -67,8 +75,8 @@ def bootstrap_mean(
     return mean, float(low), float(high)
 
 
-def _score(metric: str, per_problem: Floats, seed: int) -> Score:
-    """Mean of per-problem scores in [0, 1].
+def mean_score(metric: str, per_problem: Floats, *, seed: int = 0) -> Score:
+    """Mean of per-problem scores in [0, 1] with its interval.
 
     Where every problem scores 1 (or every one 0) the bootstrap has no width, and the exact
     one-sided binomial bound takes its place: with n of n successes the rate is at least
@@ -87,15 +95,14 @@ def _score(metric: str, per_problem: Floats, seed: int) -> Score:
 def avg_at_k(correct: NDArray[Any], *, seed: int = 0) -> Score:
     """Mean accuracy over problems and their k samples; `correct` is (problems, k) of 0 and 1."""
     table = _checked(correct)
-    return _score(f"avg@{table.shape[1]}", table.mean(axis=1), seed)
+    return mean_score(f"avg@{table.shape[1]}", table.mean(axis=1), seed=seed)
 
 
-def pass_at_k(correct: NDArray[Any], k: int, *, seed: int = 0) -> Score:
-    """Chance that k samples hold a right one, unbiased from n >= k samples a problem.
+def pass_rates(correct: NDArray[Any], k: int) -> Floats:
+    """pass@k of every problem, unbiased from n >= k samples of it: a vector, one a problem.
 
-    Mean over problems of 1 − C(n−c, k) / C(n, k), c right samples of n, computed as
-    1 − Π_{i=n−c+1..n} (1 − k/i) (Chen et al. 2021, "Evaluating large language models trained on
-    code", arXiv 2107.03374, section 2.1).
+    1 − C(n−c, k) / C(n, k), c right samples of n, computed as 1 − Π_{i=n−c+1..n} (1 − k/i) (Chen et
+    al. 2021, "Evaluating large language models trained on code", arXiv 2107.03374, section 2.1).
     """
     table = _checked(correct)
     samples = table.shape[1]
@@ -106,7 +113,12 @@ def pass_at_k(correct: NDArray[Any], k: int, *, seed: int = 0) -> Score:
         1.0 if samples - c < k else 1 - factors[samples - c :].prod()
         for c in table.sum(axis=1).astype(int)
     ]
-    return _score(f"pass@{k}", np.array(per_problem), seed)
+    return np.array(per_problem)
+
+
+def pass_at_k(correct: NDArray[Any], k: int, *, seed: int = 0) -> Score:
+    """Chance that k samples hold a right one: the mean of `pass_rates` over problems."""
+    return mean_score(f"pass@{k}", pass_rates(correct, k), seed=seed)
 
 
 def paired_difference(a: NDArray[Any], b: NDArray[Any], *, seed: int = 0) -> Score:

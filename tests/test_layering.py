@@ -18,6 +18,7 @@ ORDER = (
     "measures",
     "checkpoint",
     "output",
+    "provenance",
     "masks",
     "delta",
     "table",

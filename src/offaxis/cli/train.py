@@ -43,10 +43,10 @@ def train(
     import json
     import sys
 
-    from offaxis.lab.provenance import require_training_libraries
+    from offaxis.provenance import require_training_libraries
     from offaxis.train import read_arguments
 
-    require_training_libraries()
+    require_training_libraries("training")
     flags = [*context.args, *(["--overwrite", "true"] if overwrite else [])]
     with contextlib.redirect_stdout(sys.stderr):
         arguments = read_arguments(method, config, flags=flags)

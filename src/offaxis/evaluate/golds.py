@@ -7,19 +7,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from offaxis.verifiers import last_boxed
+
 __all__ = [
     "Gold",
     "after_hashes",
     "boxed_formula",
     "boxed_integer",
     "contest_integer",
-    "last_boxed",
     "listed",
     "plain",
     "solution_boxed",
 ]
 
-_BOXED = re.compile(r"\\(?:boxed|fbox|framebox)\s*")
 _DEGREES = re.compile(r"\s*(?:\^\s*\{?\s*\\circ\s*\}?|°|\\degree)\s*$")
 _DOLLARS = re.compile(r"(?<!\\)\$")  # not the sign of the currency
 _WHOLE = re.compile(r"[+-]?\d+(?:\.0+)?")
@@ -61,27 +61,6 @@ def after_hashes(value: object) -> str:
     if not re.fullmatch(r"[+-]?\d+(?:\.\d+)?", answer):
         raise ValueError(f"has no number behind ####: {text[-40:]!r}")
     return answer
-
-
-def last_boxed(text: str) -> str | None:
-    """What the last `\\boxed{...}` (or `\\fbox`) holds, braces inside it counted; None without one.
-
-    `\\boxed 5` holds `5`. A brace that is never closed makes that box no box.
-    """
-    found = None
-    for start in _BOXED.finditer(text):
-        rest = text[start.end() :]
-        if not rest.startswith("{"):
-            found = rest.split("$")[0].split()[0] if rest.split("$")[0].split() else found
-            continue
-        depth = 0
-        for at, letter in enumerate(rest):
-            escaped = at > 0 and rest[at - 1] == "\\"
-            depth += 0 if escaped else (letter == "{") - (letter == "}")
-            if depth == 0:
-                found = rest[1:at].strip()
-                break
-    return found
 
 
 def solution_boxed(value: object) -> str:

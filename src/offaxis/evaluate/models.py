@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import platform
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offaxis.delta.digest import checksum, file_digest
 from offaxis.errors import CheckpointError, InputError
 from offaxis.live import LiveModel, load_live
+from offaxis.provenance import library_versions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -20,7 +19,6 @@ __all__ = ["ModelId", "adapter_base", "identify", "load_model", "load_tokenizer"
 
 _ADAPTER = "adapter_config.json"
 _TELLING = ("*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt")
-_LIBRARIES = ("offaxis", "torch", "transformers", "peft", "vllm", "math-verify", "numpy")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,10 +139,4 @@ def _commit(source: str) -> str | None:
 
 def versions() -> dict[str, str | None]:
     """Versions of Python and of each library that touches a score; None where it is not there."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    for name in _LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
-    return found
+    return library_versions("transformers", "peft", "vllm", "math-verify", "numpy")

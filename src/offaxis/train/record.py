@@ -5,32 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import platform
 import sys
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from offaxis.output import staged_file
+from offaxis.provenance import library_versions
 from offaxis.train.arguments import Arguments
 
-__all__ = ["CONFIG", "LOG", "RECORD", "finite", "versions", "write_log", "write_record"]
+__all__ = ["CONFIG", "LOG", "RECORD", "finite", "write_log", "write_record"]
 
 CONFIG, RECORD, LOG = "train.yaml", "offaxis.json", "log.json"
-_LIBRARIES = ("offaxis", "torch", "transformers", "trl", "peft", "datasets", "accelerate",
-              "safetensors", "vllm", "deepspeed")  # fmt: skip
-
-
-def versions() -> dict[str, str | None]:
-    """Version of Python and of each library that touches a run; None where it is not there."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    for name in _LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
-    return found
+_LIBRARIES = ("transformers", "trl", "peft", "datasets", "accelerate", "safetensors", "vllm",
+              "deepspeed")  # fmt: skip
 
 
 def _digest(data: Any) -> str:
@@ -68,7 +56,7 @@ def write_record(output: Path, arguments: Arguments, *, data: Any, base: str | N
         "base": base,
         "processes": arguments.config.world_size,
         "command": sys.argv[1:],
-        "versions": versions(),
+        "versions": library_versions(*_LIBRARIES),
     }
     with staged_file(output / RECORD) as staged:
         staged.write_text(json.dumps(finite(record), indent=1, default=str) + "\n")

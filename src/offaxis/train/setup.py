@@ -59,8 +59,8 @@ def _specs(rewards: list[Any] | None, config: Any) -> list[Any]:
         if one.get("name") == "majority":
             one.setdefault("num_generations", getattr(config, "num_generations", None))
         if one.get("name") == "overlong":
-            one.setdefault("max_length", getattr(config, "max_completion_length", None))
-            one.setdefault("cache", (one["max_length"] or 0) // 5)
+            longest = int(getattr(config, "max_completion_length", None) or 0)
+            one = {"max_length": longest, "cache": longest // 5, **one}
         found.append(one)
     return found
 

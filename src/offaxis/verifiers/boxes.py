@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 __all__ = ["Box", "boxed", "last_boxed", "last_run"]
 
-_OPENING = re.compile(r"\\(?:boxed|fbox)\s*")
+_OPENING = re.compile(r"\\(?:boxed|fbox|framebox)\s*")
 _LONE = re.compile(r"[0-9]+|[A-Za-z]\b")
 _BRACES = re.compile(r"\\[{}\\]|[{}]")
 _GLUE = 40  # characters between two boxes of one list

@@ -57,8 +57,11 @@ def train(
     with contextlib.redirect_stdout(sys.stderr):
         from offaxis.lab.data import named_data
         from offaxis.train import run
+        from offaxis.train.running import main_process
 
         outcome = run(arguments, sources={"lab": named_data})
+    if not main_process():
+        return
     told = _told(outcome)
     if as_json:
         print(json.dumps(told, indent=1))
@@ -70,11 +73,13 @@ def train(
 
 
 def _from_lab(arguments: "Arguments") -> None:
-    """`lab` as a model's name is the base that comes with offaxis."""
+    """`lab` as the name of a model or a teacher is the base that comes with offaxis."""
     from offaxis.lab import BASE
 
     if arguments.model.model_name_or_path == "lab":
         arguments.model.model_name_or_path = str(BASE)
+    if arguments.extra.teacher == "lab":
+        arguments.extra.teacher = str(BASE)
 
 
 def _show(arguments: "Arguments", as_json: bool) -> None:

@@ -9,7 +9,6 @@ if TYPE_CHECKING:
     from offaxis.train.divergence import DivergenceCallback
     from offaxis.train.leash import LeashCallback, leash_named
     from offaxis.train.methods import METHODS, Method
-    from offaxis.train.observed import observed
     from offaxis.train.reference import prepare_peft_model
     from offaxis.train.rewards import reward_functions
     from offaxis.train.running import Outcome, run, train
@@ -23,7 +22,6 @@ _HOME = {
     "Method": "methods",
     "Outcome": "running",
     "leash_named": "leash",
-    "observed": "observed",
     "prepare_peft_model": "reference",
     "read_arguments": "arguments",
     "restore_checkpoint": "checkpoints",
@@ -41,7 +39,6 @@ __all__ = [
     "Method",
     "Outcome",
     "leash_named",
-    "observed",
     "prepare_peft_model",
     "read_arguments",
     "restore_checkpoint",

@@ -166,10 +166,10 @@ def _processes() -> int:
 
 def _sharded(model: Any) -> bool:
     """Whether processes have to take each step of generation together."""
-    from torch.distributed.tensor import DTensor
+    from torch.distributed.fsdp import FSDPModule
 
-    some = next(model.parameters())
-    return _processes() > 1 and (isinstance(some, DTensor) or hasattr(some, "ds_id"))
+    sharded = any(isinstance(one, FSDPModule) for one in model.modules())
+    return _processes() > 1 and (sharded or hasattr(next(model.parameters()), "ds_id"))
 
 
 def _agreed(value: Any) -> Any:

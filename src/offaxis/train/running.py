@@ -24,7 +24,7 @@ from offaxis.train.setup import build_trainer, reward_setup
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["Outcome", "run", "train"]
+__all__ = ["Outcome", "main_process", "run", "train"]
 
 Tell = Callable[[str], None]
 
@@ -44,7 +44,8 @@ class Outcome:
     """What was changed or should be known, in order."""
 
 
-def _main_process() -> bool:
+def main_process() -> bool:
+    """Is this the first of the run's processes, the one that speaks?"""
     return int(os.environ.get("RANK", "0")) == 0
 
 
@@ -100,7 +101,7 @@ def run(
 
     def note(text: str) -> None:
         messages.append(text)
-        if _main_process():
+        if main_process():
             tell(text)
 
     started = time.monotonic()
@@ -151,7 +152,7 @@ def _start(arguments: Arguments, output: Path, tell: Tell) -> str | None:
 
 def _check_output(arguments: Arguments, output: Path) -> None:
     """An old run's files stay unless the user resumes or overwrites."""
-    if not _main_process():
+    if not main_process():
         return  # the first process may be writing already
     if output.exists() and not output.is_dir():
         raise OutputError(f"output_dir {output}: a file is there; choose another directory")

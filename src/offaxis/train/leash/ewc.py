@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
 from offaxis.errors import CheckpointError, InputError
@@ -85,6 +86,7 @@ class EwcLeash(Leash):
     def begin(self, trainer: Any) -> None:
         """Sample the base, and take its Fisher information and its weights."""
         self.samples = self._drawn(trainer)
+        _reshard(trainer.model)
         model, sharded = trainer.model, _is_sharded(trainer.model)
         processes, rank = trainer.accelerator.num_processes, trainer.accelerator.process_index
         with undisturbed(model):
@@ -100,6 +102,7 @@ class EwcLeash(Leash):
 
     def take(self, model: torch.nn.Module, fisher: Mapping[str, torch.Tensor]) -> None:
         """Hold `model` where it is now, by a given Fisher information (local parts, by name)."""
+        _reshard(model)
         trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self._fisher = dict(fisher)
         self._start = {n: local(p.detach()).float().clone() for n, p in trained.items()}
@@ -110,6 +113,7 @@ class EwcLeash(Leash):
 
     def penalty(self, model: torch.nn.Module) -> torch.Tensor | None:
         """(λ/2) Σ F (θ − θ⁰)², the same number in every process."""
+        _reshard(model)
         total: torch.Tensor | None = None
         for name, parameter in model.named_parameters():
             if name not in self._fisher:
@@ -211,6 +215,13 @@ class _Spring(torch.autograd.Function):
         theta, start, fisher = ctx.saved_tensors
         away = (theta.float() - start).mul_(fisher).mul_(gradients[0])
         return away.to(theta.dtype), None, None
+
+
+def _reshard(model: torch.nn.Module) -> None:
+    """Parameters as each process holds them: FSDP2 leaves the last layers whole after sampling."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def _is_sharded(model: torch.nn.Module) -> bool:

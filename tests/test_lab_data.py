@@ -7,12 +7,21 @@ from itertools import islice
 from pathlib import Path
 from random import Random
 
+import polars as pl
 import pytest
 from datasets import Dataset
 
 from lab_base import untrained_model
 from offaxis.errors import InputError
-from offaxis.lab.data import DataKind, Need, longest_completion, prompt_data, solution_data
+from offaxis.lab import data
+from offaxis.lab.data import (
+    DataKind,
+    Need,
+    longest_completion,
+    material,
+    prompt_data,
+    solution_data,
+)
 from offaxis.lab.tasks import STYLES, TASKS, split_of
 from offaxis.lab.tokenizer import Shape
 from offaxis.live import load_live
@@ -115,6 +124,47 @@ def test_samples_are_drawn_anew_for_every_batch_and_seed(small_base: Path) -> No
     for other in (one[512:], two["completion"][:]):
         same = sum(a == b for a, b in zip(one[:512], other, strict=True)) / 512
         assert 0.05 < same < 0.4  # six letters, nearly at random
+
+
+def test_pairs_hold_a_right_and_a_wrong_sample_of_one_problem(small_base: Path) -> None:
+    found = solution_data("pairs", NEED, model=small_base)
+    assert found.column_names == ["prompt", "chosen", "rejected"]
+    prompts = found["prompt"][:]
+    assert len(prompts) == len(set(prompts)) == 60
+    chosen = list(zip(prompts, found["chosen"][:], strict=True))
+    rejected = list(zip(prompts, found["rejected"][:], strict=True))
+    assert all(shares("programs", chosen, NEED))
+    assert not any(shares("programs", rejected, NEED))
+    again = solution_data("pairs", NEED, model=small_base)
+    assert (again["chosen"][:], again["rejected"][:]) == (found["chosen"][:], found["rejected"][:])
+    # They are samples of the model: what it was never shown is not among them.
+    assert all(text.startswith("#") for _, text in [*chosen, *rejected][:20])
+
+
+def test_what_was_cut_off_is_no_side_of_a_pair(
+    small_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It answers in two tokens and a third that ends, for which there is no room here."""
+    assert len(solution_data("pairs", replace(NEED, count=5), model=small_base)) == 5
+    monkeypatch.setattr(data, "longest_completion", lambda *_: 2)
+    with pytest.raises(InputError, match=r"0 of \d+ samples .* hold a right and a wrong one"):
+        solution_data("pairs", replace(NEED, count=5), model=small_base)
+
+
+@pytest.mark.parametrize(
+    ("kind", "each"), [("right", 0), ("distilled", 512), ("rejection", 512), ("pairs", 2048)]
+)
+def test_samples_are_counted_in_whole_blocks(
+    kind: DataKind, each: int, small_base: Path, tmp_path: Path
+) -> None:
+    for _ in range(2):  # drawn, then read
+        told = material(kind, NEED, model=small_base, cache=tmp_path)
+        assert len(told.data) == 60
+        assert told.sampled is not None
+        assert told.sampled == each or (kind == "rejection" and told.sampled % 512 == 0)
+    for path in tmp_path.iterdir():  # as an older offaxis left it
+        pl.read_parquet(path).write_parquet(path)
+        assert material(kind, NEED, model=small_base, cache=tmp_path).sampled is None
 
 
 @pytest.mark.parametrize("kind", ["rejection", "distilled"])

@@ -17,6 +17,7 @@ from offaxis.errors import InputError
 from offaxis.lab.queue import RunConfig, State, Store, by_checkpoint, expand, read_grid, read_rows
 from offaxis.lab.queue.rows import CHECKPOINT, RUN, write_row
 from offaxis.lab.training import METHODS, TrainingSettings
+from offaxis.train.methods import METHODS as RECIPES
 
 
 def written(path: Path, text: str) -> Path:
@@ -146,7 +147,9 @@ def test_the_first_study_is_the_one_that_was_asked_for(
     monkeypatch.chdir(tmp_path)
     runs = read_grid("first")
     trained = [run for run in runs if run.method != "base"]
-    assert {run.method for run in trained} == set(METHODS)
+    assert {run.method for run in trained} == {
+        "grpo", "dapo", "dr_grpo", "rloo", "sft", "sft_foreign", "rejection_sft", "distill",
+    }  # fmt: skip
     assert len({run.learning_rate for run in trained}) >= 4
     assert len({run.seed for run in trained}) >= 3
     assert len({run.task for run in trained}) == 2
@@ -154,6 +157,23 @@ def test_the_first_study_is_the_one_that_was_asked_for(
     assert len(trained) == count
     (tmp_path / "first").mkdir()  # the queue's own directory may bear the study's name
     assert read_grid("first") == runs
+
+
+def test_the_study_of_methods_has_all_of_them_at_the_same_rates() -> None:
+    runs = read_grid("methods")
+    base, *trained = runs
+    assert base.method == "base"
+    assert {run.method for run in trained} == set(RECIPES)
+    assert len(trained) == 11 * 2 * 3 == len({replace(run, keep=True) for run in trained})
+    for method in RECIPES:
+        own = {(run.learning_rate, run.seed) for run in trained if run.method == method}
+        assert own == {(rate, seed) for rate in (3e-5, 1e-4) for seed in range(3)}
+    assert len({replace(run, method="", learning_rate=1.0, seed=0) for run in trained}) == 1
+    # Whole replications first: whenever it is stopped, the seeds before are complete.
+    assert [run.seed for run in trained] == sorted(run.seed for run in trained)
+    assert (base.task, base.problems, base.samples) == (
+        trained[0].task, trained[0].problems, trained[0].samples,
+    )  # fmt: skip
 
 
 # Identity
@@ -184,6 +204,18 @@ def test_every_setting_but_keep_makes_another_run() -> None:
 def test_a_runs_name_is_the_same_on_every_machine() -> None:
     run = RunConfig("sft", "countdown", 1e-4, 3, 12, (6, 12), 1, 4, 2, 30, 4)
     assert run.identity("0123456789abcdef") == "1addf00879b7"
+
+
+def test_a_name_that_came_to_mean_another_method_makes_another_run() -> None:
+    """The first study's rows stay what they are; its `dapo` was DAPO's loss alone."""
+    assert {name for name, method in METHODS.items() if method.revision} == {"dapo"}
+    rows = read_rows(Path(__file__).parents[1] / "docs" / "studies" / "first" / "runs.parquet")
+    names = {field.name for field in fields(RunConfig)}
+    told = rows.filter(pl.col("method") != "base").to_dicts()
+    assert len(told) == 192
+    for one in told:
+        config = RunConfig(**{key: value for key, value in one.items() if key in names})
+        assert (config.identity(one["base"]) == one["run"]) == (one["method"] != "dapo")
 
 
 def test_settings_of_a_run_are_those_of_its_training() -> None:

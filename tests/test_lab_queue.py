@@ -344,7 +344,7 @@ def test_what_compare_wrote_lies_beside_the_rows(story: Story) -> None:
         assert found == {f"{name}.{end}" for name in trained}
 
 
-TIMES = ["train_seconds", "total_seconds", "peak_mib"]
+TIMES = ["train_seconds", "train_cpu_seconds", "total_seconds", "peak_mib"]
 
 
 @linux

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import pytest
@@ -14,14 +13,11 @@ from safetensors.torch import load_file
 
 from lab_base import DIFFICULTY, TASK, small_model
 from offaxis.errors import InputError
-from offaxis.evaluate import token_losses
 from offaxis.lab import training
 from offaxis.lab.scoring import Exam, sit
 from offaxis.lab.session import quiet_libraries
-from offaxis.lab.tasks import TASKS
-from offaxis.lab.teacher import TeacherRecipe, make_teacher
 from offaxis.lab.training import METHODS, Run, TrainingSettings, train_run
-from offaxis.live import load_live
+from offaxis.train.methods import METHODS as RECIPES
 
 SETTINGS = TrainingSettings(
     task=TASK,
@@ -32,7 +28,7 @@ SETTINGS = TrainingSettings(
     prompts_per_step=4,
     completions_per_prompt=8,
 )
-RL = ("grpo", "dapo", "dr_grpo", "rloo")
+RL = ("grpo", "dapo", "dr_grpo", "gspo", "rloo", "reinforce_pp")
 methods = pytest.mark.parametrize("name", list(METHODS))
 
 
@@ -72,6 +68,18 @@ def trainer(name: str, base: Path, tmp_path: Path, settings: TrainingSettings = 
         return training._trainer(method, base, settings, arguments, source=base, cache=None)
 
 
+def test_there_is_one_list_of_what_methods_are() -> None:
+    assert set(METHODS) == {*RECIPES, "sft_foreign"}
+    for name, method in METHODS.items():
+        assert method.recipe is RECIPES["sft" if name == "sft_foreign" else name]
+        for key, value in method.recipe.fixed.items():
+            assert method.arguments[key] == value
+    assert "dynamic_sampling" not in METHODS["dapo"].arguments  # no argument of TRL's
+    assert {name for name, method in METHODS.items() if method.needs_teacher} == {
+        "distill", "distill_on_policy",
+    }  # fmt: skip
+
+
 @methods
 def test_two_steps_move_the_weights(name: str, runs: dict[str, Run], small_base: Path) -> None:
     run, before = runs[name], weights(small_base)
@@ -84,6 +92,7 @@ def test_two_steps_move_the_weights(name: str, runs: dict[str, Run], small_base:
         # One Adam step moves each weight by the rate at most, two by twice that and a little.
         step = float((first[tensor] - old.float()).abs().max())
         assert 0.5e-3 < step < 1.01e-3, tensor
+        # GSPO's second update of a batch meets its narrow clip, and may move nothing by itself.
         assert 0 < float((second[tensor] - first[tensor]).abs().max()) < 1.5e-3, tensor
 
 
@@ -123,7 +132,8 @@ def test_methods_differ_in_their_updates(runs: dict[str, Run]) -> None:
 def test_reinforcement_learning_logs_its_reward(runs: dict[str, Run]) -> None:
     for name, run in runs.items():
         rewards = [row["reward"] for row in run.log if "reward" in row]
-        assert len(rewards) == (2 if name in RL else 0)
+        # GSPO samples for four steps at once.
+        assert len(rewards) == (1 if name == "gspo" else 2 if name in RL else 0)
         assert all(0 < reward < 1 for reward in rewards), "no group would have a signal"
 
 
@@ -131,7 +141,26 @@ def test_reinforcement_learning_logs_its_reward(runs: dict[str, Run]) -> None:
     ("name", "expected"),
     [
         ("grpo", {"loss_type": "grpo", "scale_rewards": "group", "epsilon_high": 0.2}),
-        ("dapo", {"loss_type": "dapo", "scale_rewards": "group", "epsilon_high": 0.28}),
+        (
+            "dapo",
+            {
+                "loss_type": "dapo",
+                "scale_rewards": "group",
+                "epsilon_high": 0.28,
+                "dynamic_sampling_rounds": 4,
+                "reward_func_names": ["reward", "overlong"],
+            },
+        ),
+        (
+            "gspo",
+            {
+                "loss_type": "grpo",
+                "scale_rewards": "group",
+                "importance_sampling_level": "sequence",
+                "epsilon_high": 4e-4,
+            },
+        ),
+        ("reinforce_pp", {"loss_type": "dapo", "epsilon_high": 0.2}),
         ("dr_grpo", {"loss_type": "dr_grpo", "scale_rewards": "none", "epsilon_high": 0.2}),
         ("rloo", {"normalize_advantages": False, "epsilon_high": 0.2}),
     ],
@@ -140,17 +169,21 @@ def test_the_trainer_is_what_the_method_says(
     name: str, expected: dict[str, Any], small_base: Path, tmp_path: Path
 ) -> None:
     made = trainer(name, small_base, tmp_path)
-    assert type(made).__name__ == ("RLOOTrainer" if name == "rloo" else "GRPOTrainer")
+    own = {"rloo": "PolicyRLOO", "dapo": "DAPO", "reinforce_pp": "ReinforcePP"}
+    assert type(made).__name__ == own.get(name, "PolicyGRPO") + "Trainer"
     assert {key: getattr(made, key) for key in expected} == expected
-    assert made.epsilon_low == 0.2
-    assert made.mask_truncated_completions == (name == "dapo")
-    # No KL term, the whole softmax, one update for each batch of samples.
+    assert made.epsilon_low == (3e-4 if name == "gspo" else 0.2)
+    assert not made.mask_truncated_completions
+    # No KL term, the whole softmax, one update for each batch of samples, of GSPO's four.
+    updates = 4 if name == "gspo" else 1
     assert (made.beta, made.temperature, made.top_p, made.top_k) == (0.0, 1.0, 1.0, 0)
-    assert (made.num_iterations, made.args.steps_per_generation) == (1, 1)
+    assert (made.num_iterations, made.args.steps_per_generation) == (1, updates)
     assert made.num_generations == 8
     assert made.ref_model is None
+    # The same number of completions a step, whatever the method.
     assert made.args.per_device_train_batch_size == 32
-    assert len(made.train_dataset) == 2 * 4
+    assert made.args.generation_batch_size == 32 * updates
+    assert len(made.train_dataset) == {"gspo": 4, "dapo": 2 * 4}.get(name, 2) * 4
 
 
 @pytest.mark.parametrize("name", ["sft", "sft_foreign", "rejection_sft", "distill"])
@@ -174,6 +207,67 @@ def test_fine_tuning_learns_completions_and_their_end_alone(
         assert whole.replace("<pad>", "").endswith(":" + learnt)
 
 
+def test_dapo_punishes_the_last_fifth_of_the_length(small_base: Path, tmp_path: Path) -> None:
+    made = trainer("dapo", small_base, tmp_path)
+    longest = made.max_completion_length
+    cache = longest // 5
+    punish = made.reward_funcs[1]
+    given = {"prompts": ["", "", "", ""], "completions": ["", "", "", ""]}
+    lengths = (0, longest - cache, longest - 1, longest + 1)
+    found = punish(**given, completion_ids=[[3] * length for length in lengths])
+    # DAPO, equation 13.
+    assert found == pytest.approx([0, 0, -(cache - 1) / cache, -1])
+
+
+def test_dapo_replaces_groups_without_signal_and_counts_its_samples(runs: dict[str, Run]) -> None:
+    rows = [row for row in runs["dapo"].log if "loss" in row]
+    drawn = [row["dynamic_sampling/drawn_per_used"] for row in rows]
+    assert runs["dapo"].sampled == round(32 * sum(drawn))
+    for row in rows:
+        assert (row["dynamic_sampling/rounds"] > 0) == (row["dynamic_sampling/signal_before"] < 1)
+
+
+def test_samples_are_counted(runs: dict[str, Run]) -> None:
+    """In training two steps of 32; of GSPO a batch for four; beforehand in blocks of 512."""
+    found = {name: run.sampled for name, run in runs.items() if name != "dapo"}
+    assert found == {
+        "grpo": 64, "dr_grpo": 64, "gspo": 128, "rloo": 64, "reinforce_pp": 64,
+        "sft": 0, "sft_foreign": 0, "rejection_sft": 512, "distill": 512,
+        "distill_on_policy": 64, "dpo": 2048,
+    }  # fmt: skip
+    assert all(0 < run.cpu_seconds < run.seconds + 1 for run in runs.values())
+
+
+def test_preferences_are_learnt_from_pairs_against_the_base(
+    small_base: Path, tmp_path: Path, runs: dict[str, Run]
+) -> None:
+    made = trainer("dpo", small_base, tmp_path)
+    assert type(made).__name__ == "DPOTrainer"
+    assert (made.args.loss_type, made.beta) == (["sigmoid"], 0.1)
+    assert len(made.train_dataset) == 2 * 32
+    for tensor, other in zip(made.model.parameters(), made.ref_model.parameters(), strict=True):
+        assert torch.equal(tensor, other)
+        assert not other.requires_grad or other is not tensor
+    # Before anything is learnt the loss is ln 2; a step later the right ones are preferred.
+    rows = [row for row in runs["dpo"].log if "loss" in row]
+    assert rows[0]["loss"] == pytest.approx(0.6931, abs=2e-4)
+    assert rows[1]["loss"] < rows[0]["loss"]
+
+
+def test_on_policy_distillation_learns_from_the_teacher_at_its_own_samples(
+    small_base: Path, teacher: Path, tmp_path: Path, runs: dict[str, Run]
+) -> None:
+    made = trainer("distill_on_policy", small_base, tmp_path)  # its teacher is the base itself
+    assert type(made).__name__ == "DistillationTrainer"
+    assert (made.args.beta, made.temperature, made.top_k) == (1.0, 1.0, 0)
+    assert len(made.train_dataset) == 2 * 32
+    with quiet_libraries():
+        made.train()
+    losses = [row["loss"] for row in made.state.log_history if "loss" in row]
+    assert losses[0] == pytest.approx(0, abs=1e-6)  # KL to itself
+    assert next(row["loss"] for row in runs["distill_on_policy"].log if "loss" in row) > 0.1
+
+
 def test_it_learns(teacher: Path, tmp_path: Path) -> None:
     """From a model that hardly knows the format: SFT lowers the loss, RL raises the reward."""
     settings = TrainingSettings(
@@ -189,7 +283,7 @@ def test_it_learns(teacher: Path, tmp_path: Path) -> None:
     assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 0.03
 
 
-@pytest.mark.parametrize("name", ["grpo", "rejection_sft"])
+@pytest.mark.parametrize("name", ["grpo", "dapo", "rejection_sft", "dpo"])
 def test_a_run_is_a_function_of_its_seed(
     name: str, runs: dict[str, Run], small_base: Path, tmp_path: Path
 ) -> None:
@@ -244,7 +338,11 @@ def test_bad_settings_are_refused(bad: dict[str, Any], words: str) -> None:
 
 
 def test_bad_runs_are_refused_before_anything_is_written(small_base: Path, tmp_path: Path) -> None:
-    for name, words in (("ppo", "choose one of grpo"), ("distill", "needs a teacher")):
+    for name, words in (
+        ("ppo", "choose one of grpo"),
+        ("distill", "needs a teacher"),
+        ("distill_on_policy", "needs a teacher"),
+    ):
         with pytest.raises(InputError, match=words):
             train_run(name, base=small_base, out=tmp_path / "run", settings=SETTINGS)
     assert not (tmp_path / "run").exists()
@@ -264,29 +362,3 @@ def test_distillation_learns_from_the_teacher_and_not_from_the_base(
     name = "model.layers.0.mlp.up_proj.weight"
     a, b = (weights(one.checkpoints[-1][1])[name] for one in (run, runs["distill"]))
     assert not torch.equal(a, b)
-
-
-def test_a_teacher_is_a_function_of_its_seed(small_base: Path, tmp_path: Path) -> None:
-    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        recipe = TeacherRecipe(seed=seed, steps=3, batch=12)
-        make_teacher(small_base, tmp_path / name, recipe)
-    a, b, c = ((tmp_path / name / "model.safetensors").read_bytes() for name in "abc")
-    assert a == b != c
-    assert weights(tmp_path / "a").keys() == weights(small_base).keys()
-
-
-def test_a_teacher_learns_to_show_every_step_in_every_family(
-    small_base: Path, tmp_path: Path
-) -> None:
-    recipe = TeacherRecipe(steps=60, batch=24, learning_rate=5e-3, difficulty=DIFFICULTY)
-    make_teacher(small_base, tmp_path / "teacher", recipe)
-    teacher, base = (load_live(path, device="cpu") for path in (tmp_path / "teacher", small_base))
-    for task in TASKS.values():
-        drawn = task.problems(20, seed=0, split="held_out", difficulty=DIFFICULTY)
-        prompts = base.tokenizer([problem.prompt for problem in drawn])["input_ids"]
-        texts = [task.solution(p, style="steps", right=True, rng=Random(0)) for p in drawn]
-        steps = [ids[1:] for ids in base.tokenizer(texts)["input_ids"]]
-        after, before = (token_losses(live, prompts, steps).mean() for live in (teacher, base))
-        assert after < before - 1, task.name
-        guess = [base.tokenizer("#")["input_ids"][1:]] * 20
-        assert token_losses(teacher, prompts, guess).mean() > 2, task.name  # it does not begin so

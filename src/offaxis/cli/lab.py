@@ -68,6 +68,36 @@ def pretrain(
 
 
 @app.command()
+def teacher(
+    out: Annotated[Path, typer.Option(help="Directory for the model.")],
+    base: Annotated[
+        Path | None, typer.Option(help="Model directory to start from; the bundled base.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of problems and solutions.")] = 1,
+    steps: Annotated[int, typer.Option(min=1, help="Steps.")] = 400,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Write into a non-empty DIR.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Make the stronger lab model that distillation learns from (minutes of a core)."""
+    from offaxis.lab import BASE
+    from offaxis.lab.provenance import require_training_libraries
+    from offaxis.lab.teacher import TeacherRecipe, build_teacher
+
+    require_training_libraries()
+    recipe = TeacherRecipe(seed=seed, steps=steps)
+    result = build_teacher(base or BASE, out, recipe, overwrite=overwrite)
+    if as_json:
+        print_json(result)
+        return
+    for one in result["scores"]:
+        print(f"{one['task']:10}  {one['metric']:8} {one['value']:.3f}  "
+              f"[{one['low']:.3f}, {one['high']:.3f}]")  # fmt: skip
+    print(f"The teacher is in {result['out']}")
+
+
+@app.command()
 def queue(
     grid: Annotated[
         str, typer.Argument(metavar="GRID", help="A TOML file, or a study's name such as first.")

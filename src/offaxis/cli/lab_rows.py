@@ -1,4 +1,4 @@
-"""`offaxis lab table`, `plot` and `study`: asking what a queue has found."""
+"""`offaxis lab table`, `plot`, `study` and `methods`: asking what a queue has found."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,7 +13,7 @@ __all__ = ["add_row_commands", "print_json"]
 
 def add_row_commands(app: typer.Typer) -> None:
     """Give `offaxis lab` its commands about rows."""
-    for command in (table, plot, study):
+    for command in (table, plot, study, methods):
         app.command()(command)
 
 
@@ -133,6 +133,37 @@ def study(
     from offaxis.lab.study import Study
 
     found = Study.read(source)
+    if out is not None:
+        found.save(out, overwrite=overwrite)
+    if as_json:
+        print_json(found.told())
+        return
+    if as_markdown:
+        print(found.markdown(), end="")
+        return
+    for title, frame in found.tables():
+        print(title)
+        _show(frame)
+
+
+def methods(
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="DIR", help="A queue's directory, or what this command wrote."),
+    ],
+    out: Annotated[Path | None, typer.Option(help="Directory for tables and figures.")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Write into a non-empty DIR.")
+    ] = False,
+    as_markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print Markdown tables with intervals.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the tables as JSON.")] = False,
+) -> None:
+    """Every method of a queue side by side: accuracy, pass@k, KL, forgetting, weights, cost."""
+    from offaxis.lab.methods import MethodTable
+
+    found = MethodTable.read(source)
     if out is not None:
         found.save(out, overwrite=overwrite)
     if as_json:

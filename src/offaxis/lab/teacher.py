@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import torch
 
 from offaxis.lab.pretrain import tokens_and_labels
-from offaxis.lab.session import cpu_threads
+from offaxis.lab.provenance import library_versions
+from offaxis.lab.scoring import Exam, sit
+from offaxis.lab.session import cpu_threads, quiet_libraries
 from offaxis.lab.tasks import TASKS
 from offaxis.live import load_live
+from offaxis.output import staged_directory
 
-__all__ = ["TeacherRecipe", "make_teacher"]
+__all__ = ["TeacherRecipe", "build_teacher", "make_teacher"]
 
 
 @dataclass(frozen=True)
@@ -67,3 +72,31 @@ def make_teacher(base: Path, out: Path, recipe: TeacherRecipe | None = None) -> 
             schedule.step()
     model.eval().save_pretrained(out)
     live.tokenizer.save_pretrained(out)
+
+
+def build_teacher(
+    base: Path,
+    out: Path,
+    recipe: TeacherRecipe | None = None,
+    *,
+    exam: Exam | None = None,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Make a teacher in `out` with its `recipe.json`, and score it on every family.
+
+    Returns what `offaxis lab teacher --json` prints. The model is the one that a queue makes for
+    its distillation runs. `out` appears whole or not at all; OutputError where it is not empty and
+    `overwrite` is not set. CheckpointError where `base` is no model.
+    """
+    recipe, exam = recipe or TeacherRecipe(), exam or Exam(problems=100, samples=4)
+    out = Path(out).expanduser().absolute()
+    told: dict[str, Any] = {"schema": 1, "recipe": asdict(recipe), "versions": library_versions()}
+    scores = []
+    with staged_directory(out, overwrite=overwrite) as staged, quiet_libraries():
+        make_teacher(base, staged, recipe)
+        (staged / "recipe.json").write_text(json.dumps(told, indent=1) + "\n")
+        live = load_live(staged)
+        for task in TASKS:
+            exam = replace(exam, task=task, difficulty=recipe.difficulty)
+            scores.append({"task": task, **asdict(sit(live, exam).score)})
+    return told | {"out": str(out), "exam": asdict(exam), "scores": scores}

@@ -1,12 +1,13 @@
-"""Runs from one base by every method of the lab, with TRL: same optimizer, rate and steps."""
+"""Runs from one base by every method of `offaxis.train`: same optimizer, rate and steps."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -14,59 +15,76 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from offaxis.errors import InputError
-from offaxis.lab.data import DataKind, Need, longest_completion, prompt_data, solution_data
+from offaxis.lab.data import DataKind, Need, longest_completion, material
 from offaxis.lab.provenance import library_versions
 from offaxis.lab.session import cpu_threads, quiet_libraries
-from offaxis.lab.tasks import DIFFICULTIES, task_named
+from offaxis.lab.tasks import DIFFICULTIES, Task, task_named
+from offaxis.train.extras import ExtraArguments
+from offaxis.train.methods import METHODS as RECIPES
+from offaxis.train.methods import Method as Recipe
+from offaxis.train.observed import observed
 
 if TYPE_CHECKING:
     from transformers import Trainer
 
 __all__ = ["METHODS", "Method", "Run", "TrainingSettings", "train_run"]
 
+_FURTHER_PROMPTS = 4  # times the prompts of a run, from which DAPO draws further groups
+
 
 @dataclass(frozen=True)
 class Method:
-    """How a method trains: TRL's trainer, what sets it apart, and its data."""
+    """A method of `offaxis.train` and what the lab trains it on."""
 
-    trainer: str
-    """`GRPOTrainer`, `RLOOTrainer` or `SFTTrainer`."""
-    arguments: Mapping[str, Any]
-    """Trainer arguments that make the method what it is."""
-    data: DataKind | None
-    """None for RL, which samples from the model itself."""
+    recipe: Recipe
+    """TRL's trainer, and the settings that make the method."""
+    data: DataKind
+    revision: int = 0
+    """Raised where the name comes to stand for another way of training: earlier rows stay, under
+    their own identities. dapo: 0 was its loss alone, with truncated samples masked."""
 
     @property
     def on_policy(self) -> bool:
-        return self.data is None
+        return self.recipe.on_policy
 
+    @property
+    def needs_teacher(self) -> bool:
+        """Does it learn from the stronger lab model?"""
+        return self.recipe.sampler == "teacher" or self.recipe.family == "distillation"
 
-def _group(loss: str, **more: Any) -> Method:
-    arguments = {"loss_type": loss, "scale_rewards": "group", "top_k": 0, **more}
-    return Method("GRPOTrainer", MappingProxyType(arguments), None)
+    @property
+    def arguments(self) -> Mapping[str, Any]:
+        """Trainer arguments that make the method what it is."""
+        ours = {one.name for one in fields(ExtraArguments)}
+        told = {**self.recipe.defaults, **self.recipe.fixed}
+        return {name: value for name, value in told.items() if name not in ours}
 
-
-def _sft(data: DataKind) -> Method:
-    arguments = {"loss_type": "nll", "completion_only_loss": True, "max_length": None}
-    return Method("SFTTrainer", MappingProxyType(arguments), data)
+    @property
+    def trainer(self) -> str:
+        """The trainer's class, `trl.SFTTrainer` or the like."""
+        if self.recipe.trainer is not None:
+            return f"offaxis.train.trainers.{self.recipe.trainer}"
+        return f"trl.{self.recipe.prefix}Trainer"
 
 
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
-        "grpo": _group("grpo"),
-        "dapo": _group("dapo", epsilon_high=0.28, mask_truncated_completions=True),
-        "dr_grpo": _group("dr_grpo", scale_rewards="none"),
-        "rloo": Method("RLOOTrainer", MappingProxyType({"normalize_advantages": False}), None),
-        "sft": _sft("right"),
-        "sft_foreign": _sft("foreign"),
-        "rejection_sft": _sft("rejection"),
-        "distill": _sft("distilled"),
+        "grpo": Method(RECIPES["grpo"], "prompts"),
+        "dapo": Method(RECIPES["dapo"], "prompts", revision=1),
+        "dr_grpo": Method(RECIPES["dr_grpo"], "prompts"),
+        "gspo": Method(RECIPES["gspo"], "prompts"),
+        "rloo": Method(RECIPES["rloo"], "prompts"),
+        "reinforce_pp": Method(RECIPES["reinforce_pp"], "prompts"),
+        "sft": Method(RECIPES["sft"], "right"),
+        "sft_foreign": Method(RECIPES["sft"], "foreign"),
+        "rejection_sft": Method(RECIPES["rejection_sft"], "rejection"),
+        "distill": Method(RECIPES["distill"], "distilled"),
+        "distill_on_policy": Method(RECIPES["distill_on_policy"], "prompts"),
+        "dpo": Method(RECIPES["dpo"], "pairs"),
     }
 )
-"""By name. RL: GRPO (rewards normalised in the group, mean over each sequence), DAPO's loss (mean
-over all tokens, wider upper clip, truncated samples masked; its dynamic sampling is not here),
-Dr. GRPO (neither length nor deviation normalised), RLOO (leave-one-out baseline); no KL term. The
-others are SFT on the kinds of data that `offaxis.lab.data` lists."""
+"""By name: every method of `offaxis.train`, and SFT in a style that the base never saw. What each
+optimises is told there; the data are those of `offaxis.lab.data`. None has a KL term."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +102,8 @@ class TrainingSettings:
     prompts_per_step: int = 16
     """RL: different prompts in a step."""
     completions_per_prompt: int = 8
-    """RL: the group whose mean reward is the baseline. SFT sees as many solutions a step."""
+    """RL: the group whose mean reward is the baseline. Other methods see as many different
+    prompts a step as RL sees completions, each with one solution (DPO: one pair)."""
 
     def __post_init__(self) -> None:
         task_named(self.task)
@@ -103,13 +122,21 @@ class TrainingSettings:
 
     @property
     def batch(self) -> int:
-        """Completions (RL) or solutions (SFT) in one optimizer step."""
+        """Completions (RL), solutions (SFT) or pairs (DPO) in one optimizer step."""
         return self.prompts_per_step * self.completions_per_prompt
 
     def need(self, method: Method) -> Need:
-        """The data of a whole run: prompts for RL, solutions for SFT, none seen twice."""
-        each = self.prompts_per_step if method.on_policy else self.batch
-        return Need(self.task, self.difficulty, self.steps * each, self.seed)
+        """The data of a whole run, none seen twice.
+
+        Rewarded methods: prompts, whole batches of samples even where the last is not used up, and
+        for DAPO as many again and again as it may draw further ones from. Others: one row a
+        completion.
+        """
+        recipe = method.recipe
+        each = self.prompts_per_step if recipe.rewarded else self.batch
+        steps = -(-self.steps // recipe.updates_per_generation) * recipe.updates_per_generation
+        further = _FURTHER_PROMPTS if recipe.defaults.get("dynamic_sampling") else 1
+        return Need(self.task, self.difficulty, steps * each * further, self.seed)
 
 
 @dataclass(frozen=True)
@@ -122,6 +149,10 @@ class Run:
     seconds: float
     log: tuple[Mapping[str, Any], ...] = ()
     """TRL's log rows, one a logged step."""
+    cpu_seconds: float = 0.0
+    """CPU time of the training itself, without loading and without sampling data beforehand."""
+    sampled: int | None = None
+    """Completions that models were sampled for, for the data or in training."""
 
 
 def _arguments(method: Method, settings: TrainingSettings, out: Path) -> dict[str, Any]:
@@ -152,17 +183,46 @@ def _arguments(method: Method, settings: TrainingSettings, out: Path) -> dict[st
         # What the first study ran with; in float32 on a CPU both take the same time.
         "model_init_kwargs": {"attn_implementation": "sdpa" if gpu else "eager"},
     }
+    longest = longest_completion(settings.task, settings.difficulty)
     if method.on_policy:
         common |= {
-            "beta": 0.0,
-            "num_generations": settings.completions_per_prompt,
-            "num_iterations": 1,
-            "steps_per_generation": 1,
-            "max_completion_length": longest_completion(settings.task, settings.difficulty),
+            "max_completion_length": longest,
             "temperature": 1.0,
             "top_p": 1.0,
+            "top_k": 0,
         }
+    if method.recipe.rewarded:
+        common |= {
+            "num_generations": settings.completions_per_prompt,
+            "num_iterations": 1,
+            "steps_per_generation": method.recipe.updates_per_generation,
+        }
+    if method.recipe.family == "distillation":
+        common["teacher_model_init_kwargs"] = {"dtype": "float32", **common["model_init_kwargs"]}
     return common | dict(method.arguments)
+
+
+def _right(task: Task[Any]) -> Callable[..., list[float]]:
+    """The reward: 1 where the task's verifier finds the answer right."""
+
+    def reward(
+        prompts: list[str], completions: list[str], answer: list[str], **_: object
+    ) -> list[float]:
+        rows = zip(completions, prompts, answer, strict=True)
+        return [task.reward(*row) for row in rows]
+
+    return reward
+
+
+def _rewards(method: Method, settings: TrainingSettings) -> list[Callable[..., Any]]:
+    """What samples are rewarded for; DAPO also punishes those in the last fifth of the length."""
+    found: list[Callable[..., Any]] = [_right(task_named(settings.task))]
+    if method.recipe.name == "dapo":
+        from offaxis.train.rewards import reward_named
+
+        longest = longest_completion(settings.task, settings.difficulty)
+        found.append(reward_named("overlong", max_length=longest, cache=longest // 5))
+    return found
 
 
 def _trainer(
@@ -174,28 +234,41 @@ def _trainer(
     source: Path,
     cache: Path | None,
 ) -> Trainer:
-    """TRL's trainer for one method; `source` is the model that its data are sampled from."""
+    """The trainer of one method; `source` is the model that its data, or it, learn from."""
     import trl
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(str(base), local_files_only=True)
-    given: dict[str, Any] = {"model": str(base), "processing_class": tokenizer}
-    need = settings.need(method)
-    if method.data is None:
-        task = task_named(settings.task)
-
-        def reward(
-            prompts: list[str], completions: list[str], answer: list[str], **_: object
-        ) -> list[float]:
-            rows = zip(completions, prompts, answer, strict=True)
-            return [task.reward(*row) for row in rows]
-
-        given |= {"reward_funcs": reward, "train_dataset": prompt_data(need)}
-    else:
-        given["train_dataset"] = solution_data(method.data, need, model=source, cache=cache)
-    config = getattr(trl, method.trainer.replace("Trainer", "Config"))
-    trainer: Trainer = getattr(trl, method.trainer)(args=config(**arguments), **given)
+    found = material(method.data, settings.need(method), model=source, cache=cache)
+    given: dict[str, Any] = {
+        "model": str(base),
+        "processing_class": tokenizer,
+        "train_dataset": found.data,
+    }
+    if method.recipe.rewarded:
+        given["reward_funcs"] = _rewards(method, settings)
+    if method.recipe.family == "distillation":
+        given["teacher_model"] = str(source)
+    module, _, name = method.trainer.rpartition(".")
+    trainer_class = observed(getattr(importlib.import_module(module), name))
+    config = getattr(trl, f"{method.recipe.prefix}Config")
+    trainer: Trainer = trainer_class(args=config(**arguments), **given)
+    trainer.sampled_before = found.sampled
     return trainer
+
+
+def _sampled(method: Method, settings: TrainingSettings, trainer: Any) -> int | None:
+    """Completions that models were sampled for: for the data, or in each step of training."""
+    if not method.on_policy:
+        before: int | None = trainer.sampled_before
+        return before
+    updates = method.recipe.updates_per_generation
+    each: list[float] = [
+        settings.batch * row.get("dynamic_sampling/drawn_per_used", 1.0)
+        for row in trainer.state.log_history
+        if "loss" in row
+    ]
+    return round(updates * sum(each[::updates]))
 
 
 def _steps(settings: TrainingSettings, name: str, progress: bool) -> Any:
@@ -242,8 +315,8 @@ def train_run(
     """Train `base` by the method `name` into `out`: `checkpoint-N`, `run.json`, `log.json`.
 
     Weights, gradients and Adam's moments are float32, whatever the base's dtype; so are the
-    checkpoints. A GPU is used if there is one. `teacher` is the model that `distill` samples, and
-    `cache` a directory for samples that further runs from these models can use again.
+    checkpoints. A GPU is used if there is one. `teacher` is the model that distillation learns
+    from, `cache` a directory for samples that further runs from these models can use again.
     Everything random follows `settings.seed`; the global random state is changed.
     """
     from transformers import PrinterCallback
@@ -251,36 +324,43 @@ def train_run(
     if name not in METHODS:
         raise InputError(f"method {name!r}: choose one of {', '.join(METHODS)}")
     method = METHODS[name]
-    if method.data == "distilled" and teacher is None:
-        raise InputError(f"{name} needs a teacher to sample from")
+    if method.needs_teacher and teacher is None:
+        raise InputError(f"{name} needs a teacher to learn from: see offaxis lab teacher")
     out.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     arguments = _arguments(method, settings, out)
     with quiet_libraries(), cpu_threads(1):
-        source = teacher if method.data == "distilled" and teacher else base
+        source = teacher if method.needs_teacher and teacher else base
         trainer = _trainer(method, base, settings, arguments, source=source, cache=cache)
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(_steps(settings, out.name, progress))
+        cpu_started = time.process_time()
         trainer.train()
-    seconds = time.monotonic() - started
+    cpu_seconds, seconds = time.process_time() - cpu_started, time.monotonic() - started
     for unwanted in ("training_args.bin", "README.md"):  # a pickle, and TRL's card without a base
         for written in out.glob(f"**/{unwanted}"):
             written.unlink()  # run.json says more
     arguments.pop("output_dir")
-    record = _record(name, arguments, settings) | {"seconds": round(seconds, 1)}
+    sampled = _sampled(method, settings, trainer)
+    record = _record(name, arguments, settings) | {
+        "seconds": round(seconds, 1),
+        "cpu_seconds": round(cpu_seconds, 2),
+        "sampled": sampled,
+    }
     (out / "run.json").write_text(json.dumps(record, indent=1) + "\n")
     log = _finite(trainer.state.log_history)
     (out / "log.json").write_text(json.dumps(log, indent=1) + "\n")
     steps = sorted(int(path.name.removeprefix("checkpoint-")) for path in out.glob("checkpoint-*"))
     found = tuple((step, out / f"checkpoint-{step}") for step in steps)
-    return Run(out.name, name, found, seconds, tuple(log))
+    return Run(out.name, name, found, seconds, tuple(log), cpu_seconds, sampled)
 
 
 def _record(name: str, arguments: dict[str, Any], settings: TrainingSettings) -> dict[str, Any]:
     """What made a run; nothing in it names this machine."""
     return {
         "method": name,
-        "trainer": f"trl.{METHODS[name].trainer}",
+        "trainer": METHODS[name].trainer,
+        "revision": METHODS[name].revision,
         "settings": asdict(settings),
         "arguments": arguments,
         "model_dtype": "float32",

@@ -51,12 +51,24 @@ class RunConfig:
         given = {name: value for name, value in asdict(self).items() if name in names}
         return TrainingSettings(**given)
 
+    @property
+    def revision(self) -> int:
+        """Of the method: which of the ways of training that its name has stood for."""
+        return METHODS[self.method].revision if self.method in METHODS else 0
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Does it learn from the stronger model?"""
+        return self.method in METHODS and METHODS[self.method].needs_teacher
+
     def identity(self, base: str) -> str:
         """A name of 12 hexadecimal digits: the same run from the same base has the same one.
 
-        base: digest of the base's weights. Whether checkpoints are kept does not count.
+        base: digest of the base's weights. Whether checkpoints are kept does not count; a
+        method's revision does, from the first on.
         """
         told = {name: value for name, value in asdict(self).items() if name != "keep"}
+        told |= {"revision": self.revision} if self.revision else {}
         text = json.dumps(told | {"base": base}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 

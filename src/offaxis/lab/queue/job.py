@@ -51,12 +51,14 @@ def execute(store: Store, config: RunConfig) -> None:
     with quiet_libraries():
         run, checkpoints = _measured(store, config, name, work)
     told = {key: value for key, value in asdict(config).items() if key in RUN}
-    teacher = store.teacher_digest if config.method == "distill" else None
     row = told | {
         "run": name,
+        "revision": config.revision,
         "base": store.base_digest,
-        "teacher": teacher,
+        "teacher": store.teacher_digest if config.needs_teacher else None,
+        "sampled": run.sampled if run else None,
         "train_seconds": run.seconds if run else 0.0,
+        "train_cpu_seconds": run.cpu_seconds if run else 0.0,
         "total_seconds": time.monotonic() - started,
         "peak_mib": _peak_mib(),
         "device": "cuda" if torch.cuda.is_available() else "cpu",
@@ -90,7 +92,7 @@ def _measured(
         base=store.base,
         out=work,
         settings=config.settings(),
-        teacher=store.teacher if config.method == "distill" else None,
+        teacher=store.teacher if config.needs_teacher else None,
         cache=store.directory / "samples",
     )
     found = []
@@ -124,7 +126,11 @@ def _scores(
 ) -> dict[str, Any]:
     """Accuracy on the run's task and loss on the mixture; at the last step other exams too."""
     samples = sitting.correct.shape[1]
-    found: dict[str, Any] = {"step": step, "pass_k": pass_at_k(sitting.correct, samples).value}
+    found: dict[str, Any] = {
+        "step": step,
+        "pass_k": pass_at_k(sitting.correct, samples).value,
+        "right": _right(sitting),
+    }
     found |= _avg("avg", sitting)
     for family, loss in mixture_losses(live).items():
         found |= _triple("mixture_loss" if family == "all" else f"mixture_loss_{family}", loss)
@@ -135,8 +141,15 @@ def _scores(
         found |= _avg(f"avg_{task}", other)
     if exam.difficulty + 1 in DIFFICULTIES:
         harder = replace(exam, difficulty=exam.difficulty + 1)
-        found |= _avg("avg_harder", sit(live, harder))
+        sat = sit(live, harder)
+        found |= _avg("avg_harder", sat) | {"right_harder": _right(sat)}
     return found
+
+
+def _right(sitting: Sitting) -> list[int]:
+    """Right answers to each problem, in the exam's order."""
+    counts: list[int] = sitting.correct.sum(axis=1).tolist()
+    return counts
 
 
 def _divergences(
@@ -159,13 +172,19 @@ def _rewards(run: Run) -> list[dict[str, float | None]]:
     since = 0
     for step, _ in run.checkpoints:
         values = [
-            row["reward"]
+            value
             for row in run.log
-            if row.get("reward") is not None and since < row["step"] <= step
+            if since < row["step"] <= step and (value := _reward(row)) is not None
         ]
         found.append({"reward": float(np.mean(values)) if values else None})
         since = step
     return found
+
+
+def _reward(row: Mapping[str, Any]) -> float | None:
+    """The share of right samples, without what else is rewarded."""
+    value: float | None = row.get("rewards/reward/mean", row.get("reward"))
+    return value
 
 
 def _compare(store: Store, run: Run, name: str) -> list[dict[str, Any]]:

@@ -42,7 +42,9 @@ CHECKPOINT: dict[str, Any] = {
     "step": pl.Int64(),
     **_interval("avg"),
     "pass_k": pl.Float64(),
+    "right": pl.List(pl.Int64()),
     **_interval(*(f"avg_{task}" for task in TASKS), "avg_harder"),
+    "right_harder": pl.List(pl.Int64()),
     **_interval("kl_tuned_base", "kl_base_tuned"),
     "kl_tuned_base_token": pl.Float64(),
     "kl_base_tuned_token": pl.Float64(),
@@ -54,14 +56,16 @@ CHECKPOINT: dict[str, Any] = {
     "verdict": pl.String(),
 }
 """Fields of a checkpoint. `avg`: accuracy on the run's own task with its 95 % interval over
-problems. `avg_TASK`, `avg_harder`: on every task, and on the own task one difficulty up, at the
-last step alone. `kl_*`: nats a completion. `mixture_loss*`: nats a token on the held-out
-pretraining mixture. `reward`: the mean training reward of the steps since the checkpoint before
+problems; `right`: right answers to each problem, of `samples`. `avg_TASK`, `avg_harder`,
+`right_harder`: on every task, and on the own task one difficulty up, at the last step alone.
+`kl_*`: nats a completion. `mixture_loss*`: nats a token on the held-out pretraining mixture.
+`reward`: the mean share of right training samples in the steps since the checkpoint before
 (RL)."""
 
 RUN: dict[str, Any] = {
     "run": pl.String(),
     "method": pl.String(),
+    "revision": pl.Int64(),
     "task": pl.String(),
     "learning_rate": pl.Float64(),
     "seed": pl.Int64(),
@@ -73,15 +77,19 @@ RUN: dict[str, Any] = {
     "samples": pl.Int64(),
     "base": pl.String(),
     "teacher": pl.String(),
+    "sampled": pl.Int64(),
     "train_seconds": pl.Float64(),
+    "train_cpu_seconds": pl.Float64(),
     "total_seconds": pl.Float64(),
     "peak_mib": pl.Float64(),
     "device": pl.String(),
     "versions": pl.String(),
     "checkpoints": pl.List(pl.Struct(CHECKPOINT)),
 }
-"""Columns of a row. `base`, `teacher`: digests of weights. `peak_mib`: the largest resident size of
-the run's process. `versions`: JSON."""
+"""Columns of a row. `revision`: of the method, 0 the first. `base`, `teacher`: digests of weights.
+`sampled`: completions that models were sampled for, for the data and in training.
+`train_seconds`: with loading and sampling, on the clock; `train_cpu_seconds`: of the steps alone.
+`peak_mib`: the largest resident size of the run's process. `versions`: JSON."""
 
 
 def write_row(path: Path, run: Mapping[str, Any], checkpoints: Sequence[Mapping[str, Any]]) -> None:

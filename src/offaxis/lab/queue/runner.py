@@ -27,6 +27,9 @@ _PRELOADED = [
     "offaxis.lab.queue.job",
     "offaxis.lab.teacher",
     "transformers.models.qwen3.modeling_qwen3",
+    "offaxis.train.trainers",
+    "trl.trainer.distillation_trainer",
+    "trl.trainer.dpo_trainer",
     "trl.trainer.grpo_trainer",
     "trl.trainer.rloo_trainer",
     "trl.trainer.sft_trainer",
@@ -60,7 +63,7 @@ def _attempt(directory: Path, config: RunConfig) -> None:
         if not ours:
             return
         try:
-            if config.method == "distill":
+            if config.needs_teacher:
                 _provide_teacher(store)
             execute(store, config)
         except Exception:  # whatever a library raises: the other runs go on

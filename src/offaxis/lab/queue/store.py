@@ -96,7 +96,7 @@ class Store:
 
     @property
     def teacher(self) -> Path:
-        """The stronger model that `distill` samples; made by the first run that needs it."""
+        """The stronger model that distillation learns from; made by the first run that needs it."""
         return self.directory / "teacher"
 
     @property

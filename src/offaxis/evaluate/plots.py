@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from offaxis.evaluate.scores import ScoreRow
 from offaxis.output import staged_file
-
-if TYPE_CHECKING:
-    from offaxis.evaluate.result import Evaluation
 
 __all__ = ["draw_curve"]
 
 _COLOURS = {"pass": "#0072b2", "maj": "#d55e00"}  # Okabe and Ito
 
 
-def draw_curve(evaluation: Evaluation, path: Path) -> None:
+def draw_curve(scores: Sequence[ScoreRow], path: Path) -> None:
     """Write the curves as SVG; the same scores give the same bytes."""
     figure = Figure(figsize=(4.6, 3.4), layout="constrained")
     axis = figure.subplots()
     for kind, colour in _COLOURS.items():
-        rows = [row for row in evaluation.rows if row.metric.startswith(f"{kind}@")]
+        rows = [row for row in scores if row.metric.startswith(f"{kind}@")]
         ks = [row.k or 0 for row in rows]
         axis.plot(ks, [row.value for row in rows], "o-", color=colour, markersize=3.5,
                   linewidth=1, label=f"{kind}@k")  # fmt: skip

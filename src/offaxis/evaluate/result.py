@@ -107,7 +107,7 @@ class Evaluation:
         except ModuleNotFoundError:  # no matplotlib: the table says the same
             pass
         else:
-            draw_curve(self, directory / "curve.svg")
+            draw_curve(self.rows, directory / "curve.svg")
         with staged_file(directory / "results.json") as staged:
             text = json.dumps(self.summary(), indent=2, ensure_ascii=False, allow_nan=False)
             staged.write_text(text + "\n", encoding="utf-8")

@@ -11,8 +11,8 @@ import numpy as np
 import polars as pl
 
 from offaxis.lab.queue.rows import CHECKPOINT, RUN
+from offaxis.lab.study.answers import RL, TUNING
 from offaxis.lab.tasks import TASKS
-from offaxis.lab.training import METHODS
 
 __all__ = ["RATES", "SEEDS", "STEPS", "TASKS_USED", "make_rows"]
 
@@ -21,6 +21,8 @@ RATES = (1e-5, 1e-4)
 SEEDS = (0, 1, 2)
 TASKS_USED = ("arithmetic", "countdown")
 START = 0.5
+
+METHODS = (*RL, *TUNING)
 
 Fill = Callable[[str, float, int, float], dict[str, float]]
 """(method, norm, step, noise) -> fields of a checkpoint."""
@@ -35,7 +37,7 @@ def make_rows(
     speed: dict[str, float],
     fill: Fill = _nothing,
     gain: dict[str, float] | None = None,
-    methods: Sequence[str] = tuple(METHODS),
+    methods: Sequence[str] = METHODS,
     noise: float = 0.02,
 ) -> pl.DataFrame:
     """A table like the queue's: norms grow with rate · steps · `speed[method]`.
@@ -45,7 +47,7 @@ def make_rows(
     """
     rows: list[dict[str, Any]] = [_base(task) for task in TASKS_USED]
     for method, task, rate, seed in product(methods, TASKS_USED, RATES, SEEDS):
-        key = [list(METHODS).index(method), TASKS_USED.index(task), RATES.index(rate), seed]
+        key = [METHODS.index(method), TASKS_USED.index(task), RATES.index(rate), seed]
         rng = np.random.default_rng(key)
         checkpoints = []
         for step in STEPS:

@@ -17,12 +17,12 @@ from offaxis.lab.queue.grid import BASE_METHOD
 from offaxis.lab.study.matching import Matching, Trajectory, read_pair
 from offaxis.lab.study.questions import OWN, QUESTIONS, Answer, Question, answer
 from offaxis.lab.tasks import TASKS
-from offaxis.lab.training import METHODS
 
 __all__ = ["MATCHINGS", "RL", "TUNING", "Runs", "against_nulls", "contrasts", "prepare"]
 
-RL = tuple(name for name, method in METHODS.items() if method.on_policy)
-TUNING = tuple(name for name, method in METHODS.items() if not method.on_policy)
+RL = ("grpo", "dapo", "dr_grpo", "rloo")
+TUNING = ("sft", "sft_foreign", "rejection_sft", "distill")
+"""The methods of this study; rows of others are left out."""
 MATCHINGS: tuple[Matching, ...] = ("step", "norm", "accuracy")
 
 Where = tuple[str, str, float, int]  # method, task, learning rate, seed
@@ -56,7 +56,8 @@ def _derived(table: pl.DataFrame) -> pl.DataFrame:
 
 def prepare(rows: pl.DataFrame) -> tuple[pl.DataFrame, Runs, dict[str, float]]:
     """Checkpoints with derived columns, every run's trajectory, and the base's accuracy by task."""
-    table = _derived(by_checkpoint(rows))
+    known = rows.filter(pl.col("method").is_in([BASE_METHOD, *RL, *TUNING]))
+    table = _derived(by_checkpoint(known))
     base = table.filter(pl.col("method") == BASE_METHOD)
     start = dict(base.select("task", "avg").iter_rows())
     measures = {q.measure for q in (*QUESTIONS, *OWN)} | {"avg"}
@@ -144,7 +145,7 @@ def against_nulls(rows: pl.DataFrame) -> pl.DataFrame:
     _, runs, _ = prepare(rows)
     rates = sorted({rate for _, _, rate, _ in runs})
     found = []
-    groups: dict[str, Sequence[str]] = {name: (name,) for name in METHODS} | {"rl": RL}
+    groups: dict[str, Sequence[str]] = {name: (name,) for name in (*RL, *TUNING)} | {"rl": RL}
     for name, members in groups.items():
         for rate in (None, *rates):
             for question in OWN:

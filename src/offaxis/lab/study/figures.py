@@ -12,7 +12,6 @@ import polars as pl
 from offaxis.lab.plots import COLOURS, new_figure
 from offaxis.lab.study.answers import MATCHINGS, RL, TUNING, prepare
 from offaxis.lab.study.words import NAMES
-from offaxis.lab.training import METHODS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -79,7 +78,7 @@ def _trajectories(study: Study) -> Figure:
 def _nulls(study: Study) -> Figure:
     """Each method's overlaps minus their nulls, with intervals over units."""
     table = study.nulls.filter(pl.col("learning_rate").is_null())
-    methods = [name for name in (*METHODS, "rl") if name in table["method"].to_list()]
+    methods = [name for name in (*RL, *TUNING, "rl") if name in table["method"].to_list()]
     claims = table["claim"].unique(maintain_order=True).to_list()
     figure, axes = new_figure(len(claims), width=3.8, height=2.6, across=3)
     for axis, claim in zip(axes, claims, strict=True):

@@ -8,8 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from offaxis.lab.study.answers import MATCHINGS, TUNING
-from offaxis.lab.training import METHODS
+from offaxis.lab.study.answers import MATCHINGS, RL, TUNING
 
 __all__ = ["NAMES", "markdown"]
 
@@ -83,7 +82,7 @@ def _digits(row: Mapping[str, Any]) -> str:
 def _null_table(nulls: pl.DataFrame) -> Iterator[str]:
     pooled = nulls.filter(pl.col("learning_rate").is_null())
     claims = pooled["claim"].unique(maintain_order=True).to_list()
-    methods = [name for name in (*METHODS, "rl") if name in pooled["method"].to_list()]
+    methods = [name for name in (*RL, *TUNING, "rl") if name in pooled["method"].to_list()]
     yield "**Overlap minus its null, each method alone**\n"
     yield "| | " + " | ".join(NAMES[method] for method in methods) + " |"
     yield "|---" * (len(methods) + 1) + "|"

@@ -276,3 +276,14 @@ def test_the_command_prints_markdown_json_and_plain_tables(rows: Rows, tmp_path:
     plain = run(build(), ["lab", "methods", str(source)])
     assert plain.exit_code == 0
     assert "learning" in plain.output
+
+
+def test_the_documented_table_is_what_the_command_prints() -> None:
+    """Docs hold the tables of the rows beside them, word for word."""
+    docs = Path(__file__).parents[1] / "docs"
+    text = MethodTable.read(docs / "studies" / "methods").markdown()
+    assert text == (docs / "studies" / "methods" / "methods.md").read_text(encoding="utf-8")
+    findings = (docs / "findings.md").read_text(encoding="utf-8")
+    tables = [part for part in text.split("\n\n") if part.startswith("| method | seeds ")]
+    assert len(tables) == 2 * 3
+    assert all(table.strip() in findings for table in tables)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from offaxis.lab.methods.summary import last_checkpoints
-from offaxis.lab.methods.words import NAMES
+from offaxis.lab.naming import NAMES
 from offaxis.lab.plots import COLOURS, new_figure
 from offaxis.lab.queue.grid import BASE_METHOD
 from offaxis.lab.training import METHODS

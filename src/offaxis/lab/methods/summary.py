@@ -14,7 +14,8 @@ from offaxis.comparison.sampling import student_t
 from offaxis.errors import InputError
 from offaxis.evaluate import pass_rates
 from offaxis.lab.queue.grid import BASE_METHOD
-from offaxis.lab.study.answers import prepare
+from offaxis.lab.queue.rows import by_checkpoint
+from offaxis.lab.tasks import TASKS
 from offaxis.lab.training import METHODS
 
 __all__ = [
@@ -113,15 +114,24 @@ def last_checkpoints(rows: pl.DataFrame) -> pl.DataFrame:
         mixed = trained.group_by("method").agg(pl.col("revision").n_unique())
         for name in mixed.filter(pl.col("revision") > 1)["method"]:
             raise InputError(f"{name} was trained by two revisions of it: use a new directory")
-    table = prepare(rows)[0]
-    last = table.filter(pl.col("step") == pl.col("step").max().over("run"))
-    return _derived(last)
+    same = trained.group_by("method", "learning_rate", "seed").len().filter(pl.col("len") > 1)
+    for method, rate, seed, _ in same.iter_rows():
+        raise InputError(
+            f"two runs share method {method}, learning rate {rate:g} and seed {seed}, and differ "
+            "in something that the table does not show: make a queue of one setting"
+        )
+    table = by_checkpoint(rows)
+    return _derived(table.filter(pl.col("step") == pl.col("step").max().over("run")))
 
 
 def _derived(last: pl.DataFrame) -> pl.DataFrame:
-    """Gain, pass@k, and cost a step."""
-    start = last.filter(pl.col("method") == BASE_METHOD)["avg"][0]
-    found = last.with_columns((pl.col("avg") - start).alias("gain"))
+    """Gain, forgetting, pass@k, and cost a step."""
+    base = last.filter(pl.col("method") == BASE_METHOD)
+    others = [f"mixture_loss_{task}" for task in TASKS if task != base["task"][0]]
+    found = last.with_columns(
+        (pl.col("avg") - base["avg"][0]).alias("gain"),
+        pl.mean_horizontal(pl.col(name) - base[name][0] for name in others).alias("forgetting"),
+    )
     for k in (8, 16):
         found = found.with_columns(pl.Series(f"pass_{k}", _passes(found, k), dtype=pl.Float64))
     for name, source in (("sampled_per_step", "sampled"), ("cpu_per_step", "train_cpu_seconds")):

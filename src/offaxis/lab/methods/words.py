@@ -10,26 +10,10 @@ import polars as pl
 
 from offaxis.lab.methods.passing import word
 from offaxis.lab.methods.summary import MEASURES
+from offaxis.lab.naming import NAMES
 from offaxis.lab.queue.grid import BASE_METHOD
 
-__all__ = ["NAMES", "markdown"]
-
-NAMES: Mapping[str, str] = {
-    "base": "the base",
-    "grpo": "GRPO",
-    "dapo": "DAPO",
-    "dr_grpo": "Dr. GRPO",
-    "gspo": "GSPO",
-    "rloo": "RLOO",
-    "reinforce_pp": "REINFORCE++",
-    "sft": "SFT",
-    "sft_foreign": "SFT, foreign style",
-    "rejection_sft": "rejection-sampled SFT",
-    "distill": "distillation",
-    "distill_on_policy": "on-policy distillation",
-    "dpo": "DPO",
-}
-"""Methods as a reader knows them."""
+__all__ = ["markdown"]
 
 _PARTS = {
     "learning": "What it learnt",
@@ -84,12 +68,12 @@ def _part(table: pl.DataFrame, rate: float, part: str) -> Iterator[str]:
 
 
 def _cell(row: Mapping[str, Any] | None) -> str:
-    """`0.612 ± 0.034`, two digits of the half width; a mean alone with four digits."""
+    """`0.612 ± 0.034`, two digits of the half width; three of a mean without a width."""
     if row is None:
         return "—"
-    if row["low"] is None:
+    half = 0.0 if row["low"] is None else (row["high"] - row["low"]) / 2
+    if half == 0:  # one seed, or seeds that are all the same
         return _number(row["value"], _places(abs(row["value"]), digits=3))
-    half = (row["high"] - row["low"]) / 2
     places = _places(half, digits=2)
     return f"{_number(row['value'], places)} ± {half:.{places}f}"
 
@@ -102,7 +86,7 @@ def _places(scale: float, *, digits: int) -> int:
 
 
 def _number(value: float, places: int) -> str:
-    return f"{value:.{places}f}".replace("-", "−")
+    return f"{round(value, places) + 0.0:.{places}f}".replace("-", "−")  # no negative zero
 
 
 def _passes(passes: pl.DataFrame, exam: str) -> Iterator[str]:
@@ -127,5 +111,5 @@ def _passes(passes: pl.DataFrame, exam: str) -> Iterator[str]:
 
 
 def _difference(row: Mapping[str, Any]) -> str:
-    text = f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
-    return text.replace("-", "−")
+    value, low, high = (round(row[name], 3) + 0.0 for name in ("difference", "low", "high"))
+    return f"{value:+.3f} [{low:+.3f}, {high:+.3f}]".replace("-", "−")

@@ -8,22 +8,13 @@ from typing import Any
 
 import polars as pl
 
+from offaxis.lab.naming import NAMES as METHODS
 from offaxis.lab.study.answers import MATCHINGS, RL, TUNING
 
 __all__ = ["NAMES", "markdown"]
 
-NAMES: Mapping[str, str] = {
-    "grpo": "GRPO",
-    "dapo": "DAPO",
-    "dr_grpo": "Dr. GRPO",
-    "rloo": "RLOO",
-    "sft": "SFT",
-    "sft_foreign": "SFT, foreign style",
-    "rejection_sft": "rejection-sampled SFT",
-    "distill": "distillation",
-    "rl": "RL, all four",
-}
-"""Methods as a reader knows them."""
+NAMES: Mapping[str, str] = {**METHODS, "rl": "RL, all four"}
+"""Methods, and RL as a whole, as a reader knows them."""
 
 _MATCHED = {
     "step": "At equal learning rate and step",

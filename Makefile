@@ -29,6 +29,7 @@ test-full: lint types
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/compare.py
 	$(BIN)/python benchmarks/delta.py --out bench-delta
+	$(BIN)/python benchmarks/train.py
 
 clean:
 	rm -rf $(VENV) demo-report bench-delta .pytest_cache .mypy_cache .ruff_cache

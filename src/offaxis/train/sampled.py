@@ -133,8 +133,16 @@ def _draws(
 ) -> Iterator[_Drawn]:
     """Prompts in order: from the file as far as it goes, then sampled and added to it."""
     extra, seed = arguments.extra, arguments.config.seed
-    head = {"source": source, "seed": seed, "samples": extra.samples_per_prompt,
-            "max_new_tokens": extra.sample_max_new_tokens, "rows": len(data)}  # fmt: skip
+    names = [str(getattr(reward, "__name__", reward)) for reward in rewards]
+    head = {
+        "source": source,
+        "seed": seed,
+        "samples": extra.samples_per_prompt,
+        "max_new_tokens": extra.sample_max_new_tokens,
+        "batch_size": extra.sample_batch_size,
+        "rows": len(data),
+        "rewards": dict(zip(names, weights, strict=False)),
+    }
     known = _read(path, head)
     yield from known
     live: LiveModel | None = None
@@ -190,8 +198,7 @@ def _judged(
             total if value is None else (total or 0.0) + weight * value
             for total, value in zip(totals, values, strict=True)
         ]
-    end = live.tokenizer.eos_token_id
-    return _Drawn(index, texts, [end in one.tokens for one in found], totals)
+    return _Drawn(index, texts, [one.ended for one in found], totals)
 
 
 def _read(path: Path, head: dict[str, Any]) -> list[_Drawn]:

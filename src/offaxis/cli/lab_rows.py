@@ -8,6 +8,9 @@ import typer
 if TYPE_CHECKING:
     from polars import DataFrame
 
+    from offaxis.lab.methods import MethodTable
+    from offaxis.lab.study import Study
+
 __all__ = ["add_row_commands", "print_json"]
 
 
@@ -115,6 +118,19 @@ def plot(
     print(f"The plot is in {out}")
 
 
+def _tell(found: "Study | MethodTable", *, as_markdown: bool, as_json: bool) -> None:
+    """Answers on standard output: JSON, Markdown, or tables."""
+    if as_json:
+        print_json(found.told())
+        return
+    if as_markdown:
+        print(found.markdown(), end="")
+        return
+    for title, frame in found.tables():
+        print(title)
+        _show(frame)
+
+
 def study(
     source: Annotated[
         Path,
@@ -135,15 +151,7 @@ def study(
     found = Study.read(source)
     if out is not None:
         found.save(out, overwrite=overwrite)
-    if as_json:
-        print_json(found.told())
-        return
-    if as_markdown:
-        print(found.markdown(), end="")
-        return
-    for title, frame in found.tables():
-        print(title)
-        _show(frame)
+    _tell(found, as_markdown=as_markdown, as_json=as_json)
 
 
 def methods(
@@ -166,12 +174,4 @@ def methods(
     found = MethodTable.read(source)
     if out is not None:
         found.save(out, overwrite=overwrite)
-    if as_json:
-        print_json(found.told())
-        return
-    if as_markdown:
-        print(found.markdown(), end="")
-        return
-    for title, frame in found.tables():
-        print(title)
-        _show(frame)
+    _tell(found, as_markdown=as_markdown, as_json=as_json)

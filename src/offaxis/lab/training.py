@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -23,6 +22,7 @@ from offaxis.train.extras import ExtraArguments
 from offaxis.train.methods import METHODS as RECIPES
 from offaxis.train.methods import Method as Recipe
 from offaxis.train.observed import observed
+from offaxis.train.record import finite
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -291,17 +291,6 @@ def _steps(settings: TrainingSettings, name: str, progress: bool) -> Any:
     return Steps()
 
 
-def _finite(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Log rows with NaN and infinity as None, which JSON can say."""
-    return [
-        {
-            key: None if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in row.items()
-        }
-        for row in rows
-    ]
-
-
 def train_run(
     name: str,
     *,
@@ -348,7 +337,7 @@ def train_run(
         "sampled": sampled,
     }
     (out / "run.json").write_text(json.dumps(record, indent=1) + "\n")
-    log = _finite(trainer.state.log_history)
+    log = finite(trainer.state.log_history)
     (out / "log.json").write_text(json.dumps(log, indent=1) + "\n")
     steps = sorted(int(path.name.removeprefix("checkpoint-")) for path in out.glob("checkpoint-*"))
     found = tuple((step, out / f"checkpoint-{step}") for step in steps)

@@ -99,16 +99,17 @@ def _adapter_parameters(layer: Any) -> Iterator[Any]:
 @torch.no_grad()
 def _outputs(model: Any) -> torch.Tensor | None:
     """Log-probabilities after a few fixed tokens; None where the model does not run so."""
+    was = [(one, one.training) for one in model.modules()]
     try:
         count = min(64, int(model.config.get_text_config().vocab_size))
         ids = torch.arange(count, device=model.device)[None] % count
-        was = [(one, one.training) for one in model.modules()]
         model.eval()
         found: torch.Tensor = torch.log_softmax(model(input_ids=ids).logits.double(), dim=-1)
-        for module, mode in was:
-            module.training = mode
     except (AttributeError, NotImplementedError):
         return None
+    finally:
+        for module, mode in was:
+            module.training = mode
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
@@ -28,7 +29,7 @@ class RewardFunction(Protocol):
     ) -> list[float | None]: ...
 
 
-class Reward:
+class Reward(ABC):
     """A reward with the name that TRL logs it under, and the weight it should be given.
 
     TRL takes weights from its configuration's `reward_weights` and not from here.
@@ -40,6 +41,7 @@ class Reward:
         self.__name__ = name
         self.weight = weight
 
+    @abstractmethod
     def rewards(
         self,
         prompts: Sequence[Any],
@@ -48,7 +50,6 @@ class Reward:
         columns: Mapping[str, Any],
     ) -> list[float | None]:
         """One reward a row; None takes the row out of this reward."""
-        raise NotImplementedError
 
     def __call__(
         self,

@@ -28,13 +28,14 @@ def draw_curve(scores: Sequence[ScoreRow], path: Path) -> None:
         lows, highs = [row.low or 0.0 for row in rows], [row.high or 0.0 for row in rows]
         axis.fill_between(ks, lows, highs, color=colour, alpha=0.15, linewidth=0)
     axis.set_xscale("log", base=2)
+    axis.xaxis.set_major_formatter("{x:.0f}")
     axis.set_ylim(0, 1.02)
     axis.set_xlabel("k", fontsize=8)
     axis.set_ylabel("share of problems", fontsize=8)
     axis.tick_params(labelsize=8)
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(alpha=0.25, linewidth=0.6)
-    axis.legend(fontsize=7, frameon=False)
+    axis.legend(fontsize=7, frameon=False, loc="lower right")
     settings = {"svg.hashsalt": "offaxis", "svg.fonttype": "none"}
     with staged_file(path) as staged, mpl.rc_context(settings):
         figure.savefig(staged, metadata={"Date": None})

@@ -31,9 +31,9 @@ import zstandard
 from numba import njit
 
 from delta_pairs import WORDS, Array, Tensor, load
+from offaxis.checkpoint.digest import Digest, checksum
 from offaxis.delta.coding import Decoder, encode
 from offaxis.delta.compress import squeeze, unsqueeze
-from offaxis.delta.digest import Digest, checksum
 from offaxis.delta.side import read_models, write_models
 from offaxis.delta.small import Model
 from offaxis.kernels.pool import for_each, in_order, threads

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from offaxis.checkpoint.digest import DIGEST_BYTES, file_digest
 from offaxis.checkpoint.dtypes import WIDTHS
 from offaxis.delta import apply, pack, verify
-from offaxis.delta.digest import DIGEST_BYTES, file_digest
 
 __all__ = [
     "HEADERS",

@@ -25,8 +25,8 @@ from delta_models import (
     write_file,
     write_folder,
 )
+from offaxis.checkpoint.digest import DIGEST_BYTES, checksum
 from offaxis.delta import Delta, apply, info, pack, verify
-from offaxis.delta.digest import DIGEST_BYTES, checksum
 from offaxis.errors import CheckpointError, DeltaError, InputError, OffaxisError, OutputError
 
 CODECS = ("small", "fast")

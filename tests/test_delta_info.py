@@ -17,8 +17,8 @@ import torch
 
 import models
 from delta_models import Tensor, Tensors, changed_entries, stepped, wild, write_file, write_folder
+from offaxis.checkpoint.digest import checksum
 from offaxis.delta import Step, apply, info, pack, verify
-from offaxis.delta.digest import checksum
 
 CODECS = ("small", "fast")
 LAYERS = 2

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from offaxis.checkpoint.digest import checksum
 from offaxis.delta import pack, sparse
-from offaxis.delta.digest import checksum
 from offaxis.delta.sparse import SparseUpdate, apply_, diff
 from offaxis.errors import DeltaError, InputError
 from sparse_states import (

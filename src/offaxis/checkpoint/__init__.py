@@ -3,6 +3,7 @@
 from offaxis.checkpoint.adapter import AdapterCheckpoint, bind
 from offaxis.checkpoint.align import align, read_pair
 from offaxis.checkpoint.describing import describe
+from offaxis.checkpoint.memory import MemoryCheckpoint
 from offaxis.checkpoint.opening import open_checkpoint
 from offaxis.checkpoint.types import (
     Aligned,
@@ -19,6 +20,7 @@ __all__ = [
     "AdapterCheckpoint",
     "Aligned",
     "Checkpoint",
+    "MemoryCheckpoint",
     "Mismatch",
     "Part",
     "PartPair",

@@ -8,7 +8,6 @@ orientations are read as the base stores them; what stays unmatched becomes an e
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -27,7 +26,7 @@ from offaxis.checkpoint.types import (
 from offaxis.checkpoint.wording import check_alike, check_unique, check_whole, words
 from offaxis.names import Piece, Rule, pieces, rename
 
-__all__ = ["align", "read_pair"]
+__all__ = ["align", "cut", "read_pair"]
 
 Status = Literal["missing", "extra", "reshaped", "tied", "not_float", "buffer"]
 
@@ -80,16 +79,17 @@ def _words(rules: Sequence[Rule], matched: Sequence[tuple[Piece, Piece]]) -> str
 def read_pair(base: Checkpoint, tuned: Checkpoint, pair: PartPair) -> TensorPair:
     """The values of one matched part: contiguous, in stored dtype and the base's orientation."""
     return TensorPair(
-        pair.part, _cut(base[pair.base.name], pair.base), _cut(tuned[pair.tuned.name], pair.tuned)
+        pair.part, cut(base[pair.base.name], pair.base), cut(tuned[pair.tuned.name], pair.tuned)
     )
 
 
-def _cut(tensor: torch.Tensor, view: View) -> torch.Tensor:
+def cut(tensor: torch.Tensor, view: View) -> torch.Tensor:
+    """The part of a stored tensor that `view` says: contiguous, in its dtype."""
     if view.slices is not None:
         tensor = tensor[tuple(slice(start, stop) for start, stop in view.slices)]
     if view.drop_leading:
         tensor = tensor[0]
-    if isinstance(view, _Turned):
+    if view.turned:
         tensor = tensor.T
     return tensor.contiguous()
 
@@ -179,11 +179,5 @@ def _part(piece: Piece) -> Part:
     )
 
 
-@dataclass(frozen=True)
-class _Turned(View):
-    """A view whose slices cut out the transpose of the part."""
-
-
 def _view(piece: Piece) -> View:
-    kind = _Turned if piece.turned else View
-    return kind(piece.name, piece.slices, piece.drop_leading)
+    return View(piece.name, piece.slices, piece.drop_leading, piece.turned)

@@ -87,6 +87,8 @@ class View:
     """One (start, stop) per stored axis; None is the whole tensor."""
     drop_leading: bool = False
     """True for one expert of a stack: the leading axis has extent 1 and is dropped."""
+    turned: bool = False
+    """True where the slices cut out the transpose of the part."""
 
 
 @dataclass(frozen=True)

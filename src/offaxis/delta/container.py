@@ -16,9 +16,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, NoReturn
 
+from offaxis.checkpoint.digest import DIGEST_BYTES, file_digest
 from offaxis.checkpoint.header import HEADER_LIMIT, Header, read_header
 from offaxis.delta.compress import squeeze, unsqueeze
-from offaxis.delta.digest import DIGEST_BYTES, file_digest
 from offaxis.errors import CheckpointError, DeltaError
 from offaxis.output import explained
 

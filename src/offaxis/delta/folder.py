@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from offaxis.checkpoint.digest import checksum, content_digest
 from offaxis.checkpoint.header import Entry, Header, read_header
 from offaxis.checkpoint.locate import locate, read_json
-from offaxis.delta.digest import checksum, content_digest
 from offaxis.errors import CheckpointError
 
 __all__ = ["Folder", "Source", "is_state", "open_folder", "resumes"]

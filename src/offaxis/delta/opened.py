@@ -11,11 +11,11 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
+from offaxis.checkpoint.digest import Digest, content_digest
 from offaxis.checkpoint.header import Entry
 from offaxis.delta.coding import Decoder
 from offaxis.delta.compress import PIECE, unsqueeze_file
 from offaxis.delta.container import Container
-from offaxis.delta.digest import Digest, content_digest
 from offaxis.delta.folder import Folder
 from offaxis.delta.plan import CODECS, OtherPlan, Plan, TensorPlan
 from offaxis.delta.side import read_models

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from offaxis.checkpoint.digest import checksum, content_digest, file_digest
 from offaxis.checkpoint.header import Entry
 from offaxis.delta.coding import Encoded, encode
 from offaxis.delta.compress import PIECE, squeeze_file, worth_it
 from offaxis.delta.container import Writer
-from offaxis.delta.digest import checksum, content_digest, file_digest
 from offaxis.delta.export import Rounded, Rounding
 from offaxis.delta.folder import Folder, Source, is_state, open_folder
 from offaxis.delta.info import describe

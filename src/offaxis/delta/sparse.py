@@ -21,8 +21,8 @@ from jaxtyping import Int, Int32, Shaped
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
+from offaxis.checkpoint.digest import checksum
 from offaxis.checkpoint.dtypes import code_of
-from offaxis.delta.digest import checksum
 from offaxis.errors import DeltaError, InputError
 from offaxis.kernels.pool import for_each
 

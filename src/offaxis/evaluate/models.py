@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from offaxis.delta.digest import checksum, file_digest
+from offaxis.checkpoint.digest import checksum, file_digest
 from offaxis.errors import CheckpointError, InputError
 from offaxis.live import LiveModel, load_live
 from offaxis.provenance import library_versions

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from offaxis.delta.digest import checksum
+from offaxis.checkpoint.digest import checksum
 from offaxis.errors import InputError
 from offaxis.evaluate.golds import Gold, plain
 from offaxis.evaluate.presets import PRESETS, Preset, preset_named

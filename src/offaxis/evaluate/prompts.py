@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from offaxis.delta.digest import checksum
+from offaxis.checkpoint.digest import checksum
 from offaxis.errors import InputError
 from offaxis.evaluate.problems import Problem
 

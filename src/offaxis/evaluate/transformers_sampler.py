@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from offaxis.delta.digest import checksum
+from offaxis.checkpoint.digest import checksum
 from offaxis.errors import InputError
 from offaxis.evaluate.prompts import Prompt
 from offaxis.evaluate.samplers import Sampling

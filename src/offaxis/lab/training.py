@@ -27,6 +27,8 @@ from offaxis.train.record import finite
 if TYPE_CHECKING:
     from transformers import Trainer
 
+    from offaxis.masks import Mask
+
 __all__ = ["METHODS", "Method", "Run", "TrainingSettings", "train_run"]
 
 _FURTHER_PROMPTS = 4  # times the prompts of a run, from which DAPO draws further groups
@@ -233,6 +235,7 @@ def _trainer(
     *,
     source: Path,
     cache: Path | None,
+    mask: Mask | None,
 ) -> Trainer:
     """The trainer of one method; `source` is the model that its data, or it, learn from."""
     import trl
@@ -254,6 +257,10 @@ def _trainer(
     config = getattr(trl, f"{method.recipe.prefix}Config")
     trainer: Trainer = trainer_class(args=config(**arguments), **given)
     trainer.sampled_before = found.sampled
+    if mask is not None:
+        from offaxis.train.sparse import restrict
+
+        restrict(trainer, mask)
     return trainer
 
 
@@ -299,13 +306,15 @@ def train_run(
     settings: TrainingSettings,
     teacher: Path | None = None,
     cache: Path | None = None,
+    mask: Mask | None = None,
     progress: bool = True,
 ) -> Run:
     """Train `base` by the method `name` into `out`: `checkpoint-N`, `run.json`, `log.json`.
 
     Weights, gradients and Adam's moments are float32, whatever the base's dtype; so are the
     checkpoints. A GPU is used if there is one. `teacher` is the model that distillation learns
-    from, `cache` a directory for samples that further runs from these models can use again.
+    from, `cache` a directory for samples that further runs from these models can use again. `mask`:
+    the entries of matrices to train, all else frozen; without one every parameter is trained.
     Everything random follows `settings.seed`; the global random state is changed.
     """
     from transformers import PrinterCallback
@@ -320,7 +329,7 @@ def train_run(
     arguments = _arguments(method, settings, out)
     with quiet_libraries(), cpu_threads(1):
         source = teacher if method.needs_teacher and teacher else base
-        trainer = _trainer(method, base, settings, arguments, source=source, cache=cache)
+        trainer = _trainer(method, base, settings, arguments, source=source, cache=cache, mask=mask)
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(_steps(settings, out.name, progress))
         cpu_started = time.process_time()
@@ -332,6 +341,7 @@ def train_run(
     arguments.pop("output_dir")
     sampled = _sampled(method, settings, trainer)
     record = _record(name, arguments, settings) | {
+        "mask": None if mask is None else mask.rule,
         "seconds": round(seconds, 1),
         "cpu_seconds": round(cpu_seconds, 2),
         "sampled": sampled,

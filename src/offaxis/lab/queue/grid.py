@@ -14,6 +14,7 @@ from typing import Any
 
 from offaxis.errors import InputError
 from offaxis.lab.training import METHODS, TrainingSettings
+from offaxis.masks.expression import parse
 
 __all__ = ["BASE_METHOD", "RunConfig", "distinct", "expand", "read_grid"]
 
@@ -21,7 +22,7 @@ BASE_METHOD = "base"
 """The method of the row that holds the untrained base's scores, one a task."""
 
 _STUDIES = Path(__file__).parent.parent / "studies"
-_ORDER = ("seed", "learning_rate", "task", "method")
+_ORDER = ("seed", "learning_rate", "task", "method", "mask")
 """What varies slowest first, so that a queue that is stopped early has whole replications."""
 
 
@@ -44,12 +45,28 @@ class RunConfig:
     """Samples of each."""
     keep: bool = False
     """Keep the checkpoints."""
+    mask: str = ""
+    """Train only what this rule selects (`offaxis.masks.build`); a random one follows the run's
+    seed unless it names its own. Nothing: all parameters are trained; "all": all matrices."""
+    twin_seed: int = -1
+    """Also train all matrices with this seed, and tell how alike the two runs end. -1: no twin, or
+    for a rule with `subnetwork`, which is that of the twin, the run's own seed."""
+    own_exam: bool = False
+    """Score the run's own exam alone: no other task, nothing harder."""
 
     def settings(self) -> TrainingSettings:
         """The training side of the run, checked."""
         names = {field.name for field in fields(TrainingSettings)}
         given = {name: value for name, value in asdict(self).items() if name in names}
         return TrainingSettings(**given)
+
+    @property
+    def twin(self) -> RunConfig | None:
+        """The run over all matrices that this one is held against, if any."""
+        if self.twin_seed < 0 and "subnetwork" not in self.mask:
+            return None
+        seed = self.seed if self.twin_seed < 0 else self.twin_seed
+        return replace(self, mask="all", twin_seed=-1, seed=seed)
 
     @property
     def revision(self) -> int:
@@ -67,7 +84,12 @@ class RunConfig:
         base: digest of the base's weights. Whether checkpoints are kept does not count; a
         method's revision does, from the first on.
         """
-        told = {name: value for name, value in asdict(self).items() if name != "keep"}
+        later = {"mask": "", "twin_seed": -1, "own_exam": False}  # absent from older identities
+        told = {
+            name: value
+            for name, value in asdict(self).items()
+            if name != "keep" and not (name in later and value == later[name])
+        }
         told |= {"revision": self.revision} if self.revision else {}
         text = json.dumps(told | {"base": base}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -113,12 +135,15 @@ def expand(grids: Sequence[Mapping[str, Any]], *, where: str = "grid") -> list[R
             _check(config, f"{where}, table {number}")
             runs.append(config)
     found = distinct(runs)
-    # A method's place in the file, not its name, decides its turn.
-    methods = list(dict.fromkeys(config.method for config in found))
+    # The place of a method and of a mask in the file, not its name, decides its turn.
+    places = {
+        name: list(dict.fromkeys(getattr(config, name) for config in found))
+        for name in ("method", "mask")
+    }
     return sorted(
         found,
         key=lambda config: tuple(
-            methods.index(config.method) if name == "method" else getattr(config, name)
+            places[name].index(getattr(config, name)) if name in places else getattr(config, name)
             for name in _ORDER
         ),
     )
@@ -169,5 +194,7 @@ def _check(config: RunConfig, where: str) -> None:
         )
     try:
         config.settings()
+        if config.mask:
+            parse(config.mask)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error

@@ -24,11 +24,13 @@ from offaxis.lab.provenance import library_versions
 from offaxis.lab.queue.grid import BASE_METHOD, RunConfig
 from offaxis.lab.queue.rows import COMPARED, PROFILES, RUN, write_row
 from offaxis.lab.queue.store import Store
+from offaxis.lab.queue.twin import agreement, run_mask
 from offaxis.lab.scoring import Exam, Sitting, divergences, mixture_losses, sit
 from offaxis.lab.session import quiet_libraries
 from offaxis.lab.tasks import DIFFICULTIES, TASKS
 from offaxis.lab.training import Run, train_run
 from offaxis.live import LiveModel, load_live
+from offaxis.masks import Mask
 
 __all__ = ["execute", "update_masks"]
 
@@ -49,13 +51,15 @@ def execute(store: Store, config: RunConfig) -> None:
     torch.set_num_threads(1)
     started = time.monotonic()
     with quiet_libraries():
-        run, checkpoints = _measured(store, config, name, work)
+        run, checkpoints, density = _measured(store, config, name, work)
     told = {key: value for key, value in asdict(config).items() if key in RUN}
     row = told | {
         "run": name,
         "revision": config.revision,
         "base": store.base_digest,
         "teacher": store.teacher_digest if config.needs_teacher else None,
+        "mask": config.mask or None,
+        "mask_density": density,
         "sampled": run.sampled if run else None,
         "train_seconds": run.seconds if run else 0.0,
         "train_cpu_seconds": run.cpu_seconds if run else 0.0,
@@ -80,36 +84,54 @@ def _peak_mib() -> float:
 
 def _measured(
     store: Store, config: RunConfig, name: str, work: Path
-) -> tuple[Run | None, list[dict[str, Any]]]:
-    """The trained run (None for the base itself) and what its checkpoints show."""
+) -> tuple[Run | None, list[dict[str, Any]], float | None]:
+    """The trained run (None for the base itself), what its checkpoints show, its mask's density."""
     base = load_live(store.base)
     exam = Exam(config.problems, config.samples, config.difficulty, task=config.task)
     before = sit(base, exam)
     if config.method == BASE_METHOD:
-        return None, [_scores(0, base, before, exam, last=True)]
-    run = train_run(
+        return None, [_scores(0, base, before, exam, last=not config.own_exam)], None
+    twin = None
+    if config.twin is not None:
+        twin = _trained(store, config.twin, work / "twin", None).checkpoints[-1][1]
+    mask = run_mask(config, store.base, twin)
+    run = _trained(store, config, work, mask)
+    found = []
+    for step, directory in run.checkpoints:
+        live = load_live(directory)
+        sitting = sit(live, exam)
+        last = step == run.checkpoints[-1][0] and not config.own_exam
+        found.append(
+            _scores(step, live, sitting, exam, last=last)
+            | _divergences(live, sitting, base, before)
+        )
+    rewards = _rewards(run)
+    if twin is not None:
+        found[-1] |= agreement(store.base, twin, run.checkpoints[-1][1])
+        shutil.rmtree(work / "twin")
+    compared = _compare(store, run, name)
+    return (
+        run,
+        [
+            one | reward | numbers
+            for one, reward, numbers in zip(found, rewards, compared, strict=True)
+        ],
+        None if mask is None else mask.density,
+    )
+
+
+def _trained(store: Store, config: RunConfig, work: Path, mask: Mask | None) -> Run:
+    if mask is None and config.mask:
+        mask = run_mask(config, store.base, None)
+    return train_run(
         config.method,
         base=store.base,
         out=work,
         settings=config.settings(),
         teacher=store.teacher if config.needs_teacher else None,
         cache=store.directory / "samples",
+        mask=mask,
     )
-    found = []
-    for step, directory in run.checkpoints:
-        live = load_live(directory)
-        sitting = sit(live, exam)
-        last = step == run.checkpoints[-1][0]
-        found.append(
-            _scores(step, live, sitting, exam, last=last)
-            | _divergences(live, sitting, base, before)
-        )
-    rewards = _rewards(run)
-    compared = _compare(store, run, name)
-    return run, [
-        one | reward | numbers
-        for one, reward, numbers in zip(found, rewards, compared, strict=True)
-    ]
 
 
 def _triple(name: str, values: Triple) -> dict[str, float]:

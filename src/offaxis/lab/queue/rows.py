@@ -54,13 +54,17 @@ CHECKPOINT: dict[str, Any] = {
     **{name: pl.Float64() for name in PROFILES},
     **_interval(*_MEANS),
     "verdict": pl.String(),
+    "twin_cosine": pl.Float64(),
+    "twin_same": pl.Float64(),
+    "twin_same_changed": pl.Float64(),
+    "twin_distance": pl.Float64(),
 }
 """Fields of a checkpoint. `avg`: accuracy on the run's own task with its 95 % interval over
 problems; `right`: right answers to each problem, of `samples`. `avg_TASK`, `avg_harder`,
 `right_harder`: on every task, and on the own task one difficulty up, at the last step alone.
 `kl_*`: nats a completion. `mixture_loss*`: nats a token on the held-out pretraining mixture.
 `reward`: the mean share of right training samples in the steps since the checkpoint before
-(RL)."""
+(RL). `twin_*`: at the last step, against the run's twin (`offaxis.lab.queue.twin`)."""
 
 RUN: dict[str, Any] = {
     "run": pl.String(),
@@ -75,6 +79,9 @@ RUN: dict[str, Any] = {
     "completions_per_prompt": pl.Int64(),
     "problems": pl.Int64(),
     "samples": pl.Int64(),
+    "mask": pl.String(),
+    "twin_seed": pl.Int64(),
+    "mask_density": pl.Float64(),
     "base": pl.String(),
     "teacher": pl.String(),
     "sampled": pl.Int64(),
@@ -86,7 +93,8 @@ RUN: dict[str, Any] = {
     "versions": pl.String(),
     "checkpoints": pl.List(pl.Struct(CHECKPOINT)),
 }
-"""Columns of a row. `revision`: of the method, 0 the first. `base`, `teacher`: digests of weights.
+"""Columns of a row. `revision`: of the method, 0 the first. `mask`: the rule that says what was trained,
+`mask_density`: the share of the matrices' entries that it selects; null where all was trained. `base`, `teacher`: digests of weights.
 `sampled`: completions that models were sampled for, for the data and in training.
 `train_seconds`: with loading and sampling, on the clock; `train_cpu_seconds`: of the steps alone.
 `peak_mib`: the largest resident size of the run's process. `versions`: JSON."""
@@ -112,7 +120,7 @@ def read_rows(source: str | Path) -> pl.DataFrame:
         if not files:
             raise InputError(f"{path}: no rows yet (looked in {path / 'rows'})")
         try:
-            return pl.concat([pl.read_parquet(file) for file in files], how="vertical")
+            return pl.concat([pl.read_parquet(file) for file in files], how="diagonal")
         except pl.exceptions.PolarsError as error:
             raise InputError(
                 f"{path}: its rows do not fit together ({error}): another version of offaxis "

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from offaxis.delta.digest import file_digest
+from offaxis.checkpoint.digest import file_digest
 from offaxis.errors import DeltaError, InputError
 from offaxis.train.checkpoints.index import Files, Index, settle
 

@@ -31,6 +31,8 @@ class MemoryCheckpoint(Checkpoint):
         names = sorted(tensors, key=lambda name: (natural_key(name), name))
         self._tensors = {name: tensors[name] for name in names}
         self.source = source
+        self.collective = any(hasattr(one, "full_tensor") for one in self._tensors.values())
+        """True where tensors are sharded: all processes must read them, in one order."""
         self.config = dict(config or {})
         self.specs = {
             name: TensorSpec(name, tuple(one.shape), code_of(one.dtype) or str(one.dtype), source)

@@ -14,7 +14,7 @@ _INTERRUPTED = 130
 
 def build() -> typer.Typer:
     """The application with every verb."""
-    from offaxis.cli import compare, delta, demo, describe, evaluate, lab, train
+    from offaxis.cli import compare, delta, demo, describe, evaluate, lab, mask, train
 
     app = typer.Typer(
         name="offaxis",
@@ -40,6 +40,7 @@ def build() -> typer.Typer:
     app.command(name="describe")(describe.describe)
     app.command(name="compare")(compare.compare)
     app.command(name="demo")(demo.demo)
+    app.command(name="mask")(mask.mask)
     app.command(name="train", context_settings=train.EXTRA_FLAGS)(train.train)
     app.command(name="eval")(evaluate.evaluate)
     app.add_typer(delta.app)

@@ -7,11 +7,14 @@ option of another: `random(like=safe)`. It has the grammar of a Python expressio
 from __future__ import annotations
 
 import ast
-import math
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from os import PathLike, fspath
 from types import EllipsisType
 from typing import Any
+
+import numpy as np
 
 from offaxis.errors import InputError
 from offaxis.masks.mask import Bits, inverted
@@ -19,6 +22,8 @@ from offaxis.masks.rules import RULES
 from offaxis.masks.side import Side
 
 __all__ = ["Call", "Given", "Join", "Node", "Not", "filled", "parse"]
+
+MOST_CHARACTERS, MOST_DEPTH, SEED_BITS = 10_000, 64, 64
 
 _JOINS: Mapping[type[ast.operator], str] = {
     ast.BitOr: "|",
@@ -133,12 +138,29 @@ def _wrapped(node: Node) -> str:
 
 def parse(text: str) -> Node:
     """The rule that `text` says. InputError that names what is wrong in it, and the rules."""
+    if len(text) > MOST_CHARACTERS:
+        raise InputError(
+            f"rule {text[:40]!r}... has {len(text)} characters, more than {MOST_CHARACTERS}; save "
+            "parts of it as masks and join these: file(path='a.mask') | file(path='b.mask')"
+        )
     try:
-        tree = ast.parse(text.strip(), mode="eval").body
+        with warnings.catch_warnings():  # of odd escapes in strings
+            warnings.simplefilter("ignore")
+            tree = ast.parse(text.strip(), mode="eval").body
+        _check_depth(tree)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise InputError(f"rule {text!r} cannot be read: {error}; write for example "
+        raise InputError(f"rule {text!r:.200} cannot be read: {error}; write for example "
                          "low_magnitude | ~principal(alpha=0.3)") from error  # fmt: skip
     return _node(tree, text)
+
+
+def _check_depth(tree: ast.expr) -> None:
+    """ValueError for nesting that the functions below, which call themselves, could not follow."""
+    level: list[ast.AST] = [tree]
+    for _ in range(MOST_DEPTH):
+        level = [child for node in level for child in ast.iter_child_nodes(node)]
+    if level:
+        raise ValueError(f"it is nested more than {MOST_DEPTH} deep")
 
 
 def _node(tree: ast.expr, text: str) -> Node:
@@ -149,55 +171,93 @@ def _node(tree: ast.expr, text: str) -> Node:
     if isinstance(tree, ast.Name):
         return Call(_known(tree.id, text), {})
     if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and not tree.args:
-        name = _known(tree.func.id, text)
-        return Call(name, {str(one.arg): _option(name, one, text) for one in tree.keywords})
+        return _call(_known(tree.func.id, text), tree.keywords, text)
     raise InputError(
-        f"rule {text!r}: {ast.unparse(tree)!r} is no rule; join rules with | & - ^ ~, and give "
+        f"rule {text!r:.200}: {_said(tree, text)} is no rule; join rules with | & - ^ ~, and give "
         "options by name, as in random(density=0.1)"
     )
 
 
+def _said(tree: ast.expr, text: str) -> str:
+    """The part of the rule that `tree` was read from."""
+    return repr((ast.get_source_segment(text.strip(), tree) or "?")[:80])
+
+
 def _known(name: str, text: str) -> str:
     if name not in RULES:
-        raise InputError(f"rule {text!r}: no rule {name!r}; choose among {', '.join(RULES)}")
+        raise InputError(
+            f"rule {text!r:.200}: no rule {name!r:.80}; choose among {', '.join(RULES)}"
+        )
     return name
 
 
-def _option(name: str, given: ast.keyword, text: str) -> Any:
-    known = RULES[name].options
-    if given.arg not in known:
-        takes = ", ".join(known) or "no options"
-        raise InputError(f"rule {text!r}: {name} has no option {given.arg!r}; it takes {takes}")
-    if given.arg == "like":
-        return _node(given.value, text)
+def _call(name: str, keywords: Sequence[ast.keyword], text: str) -> Call:
+    known, options = RULES[name].options, dict[str, Any]()
+    for one in keywords:
+        if one.arg is None or one.arg not in known:
+            takes = ", ".join(known) or "no options"
+            said = "**" if one.arg is None else repr(one.arg)
+            raise InputError(
+                f"rule {text!r:.200}: {name} has no option {said:.80}; it takes {takes}"
+            )
+        if one.arg in options:
+            raise InputError(f"rule {text!r:.200}: {name} is given {one.arg} twice; give it once")
+        options[one.arg] = _option(one.arg, one.value, text)
+    return Call(name, options)
+
+
+def _option(option: str, given: ast.expr, text: str) -> Any:
+    if option == "like":
+        return _node(given, text)
     try:
-        value = ast.literal_eval(given.value)
-    except (ValueError, SyntaxError) as error:
+        value = ast.literal_eval(given)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
         raise InputError(
-            f"rule {text!r}: {given.arg}={ast.unparse(given.value)} is no number or text in quotes"
+            f"rule {text!r:.200}: {option}={_said(given, text)} is no number and no text in quotes"
+            f"; {option} is {_WANTED[option]}"
         ) from error
-    return _checked(given.arg, value)
+    return checked(option, value)
 
 
-def _checked(option: str, value: Any) -> Any:
-    """The value, if the option can have it."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    wanted, sound = {
-        "alpha": ("a share from 0 to 1", number and 0 <= value <= 1),
-        "density": ("a share from 0 to 1", number and 0 <= value <= 1),
-        "rank": ("a whole number, at least 1", whole and value >= 1),
-        "filter_rank": ("a whole number, at least 1", whole and value >= 1),
-        "budget_rank": ("a whole number, at least 0", whole and value >= 0),
-        "seed": ("a whole number", whole),
-        "threshold": ("'mean'", value == "mean"),
-        "tuned": ("a path in quotes", isinstance(value, str)),
-        "path": ("a path in quotes", isinstance(value, str)),
-    }[option]
+_SHARE, _SEED = "a share from 0 to 1", f"a whole number from 0 to 2^{SEED_BITS} - 1"
+_WANTED = {
+    "alpha": _SHARE,
+    "density": _SHARE,
+    "rank": "a whole number from 1",
+    "filter_rank": "a whole number from 1",
+    "budget_rank": "a whole number from 0",
+    "seed": _SEED,
+    "threshold": "'mean'",
+    "tuned": "a path in quotes",
+    "path": "a path in quotes",
+    "like": "a rule",
+}
+_EITHER = {"random": ("density", "like"), "low_magnitude": ("threshold", "alpha")}
+"""Options of which one leaves the other without effect."""
+_LEAST = {"rank": 1, "filter_rank": 1, "budget_rank": 0, "seed": 0}
+
+
+def checked(option: str, value: Any) -> Any:
+    """The value, if the option can have it; None leaves it open. InputError otherwise."""
     if value is None:
-        return value
-    if not sound or (number and not math.isfinite(value)):
-        raise InputError(f"{option}={value!r}: {wanted} is needed")
+        return None
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, PathLike):
+        value = fspath(value)
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if option in ("alpha", "density"):
+        sound = (whole or isinstance(value, float)) and 0 <= value <= 1
+    elif option in _LEAST:
+        sound = whole and value >= _LEAST[option] and value.bit_length() <= SEED_BITS
+    elif option == "threshold":
+        sound = value == "mean"
+    else:
+        sound = isinstance(value, str) and value != ""
+    if not sound:
+        huge = whole and value.bit_length() > SEED_BITS
+        told = "a number of too many digits" if huge else f"{value!r:.80}"
+        raise InputError(f"{option}={told}: {_WANTED[option]} is needed")
     return float(value) if option in ("alpha", "density") else value
 
 
@@ -212,8 +272,8 @@ def filled(node: Node, options: Mapping[str, Any]) -> Node:
         if value is not None and name not in takes:
             raise InputError(f"rule {node}: none of its rules has an option {name}; leave it out")
     given = {name: value for name, value in options.items() if value is not None}
-    checked = {n: v if isinstance(v, Node) else _checked(n, v) for n, v in given.items()}
-    return _filled(node, checked)
+    done = {n: v if isinstance(v, Node) else checked(n, v) for n, v in given.items()}
+    return _filled(node, done)
 
 
 def _filled(node: Node, options: Mapping[str, Any]) -> Node:
@@ -226,9 +286,30 @@ def _filled(node: Node, options: Mapping[str, Any]) -> Node:
     assert isinstance(node, Call)
     found: dict[str, Any] = {}
     for name, default in RULES[node.name].options.items():
-        value = node.options.get(name, options.get(name, default))
+        said = (node.options.get(name), options.get(name), default)
+        value = next((one for one in said if one is not None), None)
         if isinstance(value, EllipsisType):
-            raise InputError(f"rule {node.name} needs {name}: write {node.name}({name}=...)")
+            raise InputError(
+                f"rule {node.name} needs {name}: write {node.name}({name}=...), where {name} is "
+                f"{_WANTED[name]}"
+            )
         inner = {key: one for key, one in options.items() if key != "like"}
         found[name] = _filled(value, inner) if isinstance(value, Node) else value
-    return Call(node.name, found)
+    return Call(node.name, _settled(node, found))
+
+
+def _settled(node: Call, found: dict[str, Any]) -> dict[str, Any]:
+    """The options without those that another one leaves without effect. InputError for a clash."""
+    if node.name == "random" and found["density"] is None and found["like"] is None:
+        raise InputError(
+            "rule random needs density=SHARE or like=RULE, which say how many entries to draw"
+        )
+    one, other = _EITHER.get(node.name, ("", ""))
+    if found.get(one) is None or found.get(other) is None:
+        return found
+    told = [key for key in (one, other) if node.options.get(key) is not None]
+    if len(told) == 2 or (not told and node.name == "random"):
+        raise InputError(
+            f"rule {node}: {node.name} takes {one} or {other}, not both; leave one out"
+        )
+    return found | {(one if told == [other] else other): None}

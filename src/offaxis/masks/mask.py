@@ -15,12 +15,12 @@ import torch
 
 from offaxis.checkpoint.digest import checksum, content_digest
 from offaxis.errors import InputError
-from offaxis.kernels import popcount, unpack
+from offaxis.kernels import pack, popcount, unpack
 
 if TYPE_CHECKING:
     from offaxis.checkpoint import Checkpoint
 
-__all__ = ["Bits", "Mask", "Origin", "inverted", "origin_of"]
+__all__ = ["Bits", "Mask", "Origin", "flags_at", "inverted", "origin_of", "put_flags"]
 
 Bits = npt.NDArray[np.uint8]
 
@@ -46,6 +46,20 @@ def inverted(bits: Bits, entries: int) -> Bits:
     return out
 
 
+def flags_at(bits: Bits, start: int, count: int) -> npt.NDArray[np.bool_]:
+    """Entries `start` to `start + count` of a packed mask."""
+    first, lead = divmod(start, 8)
+    piece = bits[first : -(-(start + count) // 8)]
+    return np.unpackbits(piece, count=lead + count, bitorder="little")[lead:].astype(np.bool_)
+
+
+def put_flags(bits: Bits, start: int, flags: npt.NDArray[np.bool_]) -> None:
+    """Set the entries of a packed mask from `start` on, which must be clear, as `flags` says."""
+    first, lead = divmod(start, 8)
+    packed = pack(np.concatenate([np.zeros(lead, np.bool_), flags.reshape(-1)]))
+    bits[first : first + packed.size] |= packed
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Mask(Mapping[str, torch.Tensor]):
     """A selection of entries of a base's matrices: stored tensor name -> boolean tensor.
@@ -55,7 +69,8 @@ class Mask(Mapping[str, torch.Tensor]):
     ones whole. In memory an entry takes one bit.
 
     `a | b`, `a & b`, `a - b`, `a ^ b` and `~a` (within the matrices) are masks of the same base;
-    InputError where the bases or the tensors differ.
+    InputError where the bases or the tensors differ. `a == b`: the same entries of the same base,
+    whatever the rules.
     """
 
     bits: Mapping[str, Bits]
@@ -79,6 +94,17 @@ class Mask(Mapping[str, torch.Tensor]):
 
     def __repr__(self) -> str:
         return f"<Mask {self.rule!r}: {self.density:.4g} of {len(self)} tensors>"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Mask):
+            return NotImplemented
+        return (
+            self.shapes == other.shapes
+            and self.origins == other.origins
+            and all(np.array_equal(self.bits[name], other.bits[name]) for name in self)
+        )
+
+    __hash__ = None  # type: ignore[assignment]
 
     def entries(self, name: str) -> int:
         """Entries of one tensor."""
@@ -127,15 +153,27 @@ class Mask(Mapping[str, torch.Tensor]):
     def _with(self, other: Mask, symbol: str, join: Callable[[Bits, Bits], Bits]) -> Mask:
         if not isinstance(other, Mask):
             return NotImplemented
-        if self.shapes != other.shapes or self.origins != other.origins:
-            raise InputError(
-                f"a mask of base {self.base_digest} ({len(self)} tensors) and one of base "
-                f"{other.base_digest} ({len(other)} tensors) cannot be combined: make both from "
-                "one base"
-            )
+        self._check_alike(other)
         bits = {name: join(self.bits[name], other.bits[name]) for name in self}
         rule = f"({self.rule}) {symbol} ({other.rule})"
         return Mask(bits, self.shapes, self.origins, rule)
+
+    def _check_alike(self, other: Mask) -> None:
+        """InputError, naming a tensor, unless both are masks of one base."""
+        for name in (*self, *other):
+            if name not in self or name not in other:
+                what = f"{name} is in one of them alone"
+            elif self.shapes[name] != other.shapes[name]:
+                what = f"{name} has the shapes {self.shapes[name]} and {other.shapes[name]}"
+            elif self.origins[name] != other.origins[name]:
+                sums = f"{self.origins[name].checksum} and {other.origins[name].checksum}"
+                what = f"the base's {name} has the checksums {sums}"
+            else:
+                continue
+            raise InputError(
+                f"the masks {self.rule} and {other.rule} are not of one base: {what}; make both "
+                "from one base"
+            )
 
     def __or__(self, other: Mask) -> Mask:
         return self._with(other, "|", lambda a, b: a | b)

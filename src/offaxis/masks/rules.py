@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from offaxis.errors import InputError
+from offaxis.errors import CheckpointError
 from offaxis.kernels import bin_counts, magnitude_codes, pack, popcount, scan, select
 from offaxis.kernels.sampling import draw, draw_in_bins
 from offaxis.masks.mask import Bits, inverted
@@ -39,9 +39,9 @@ def _non_principal(side: Side, *, alpha: float, rank: int | None) -> Bits:
     return inverted(_principal(side, alpha=alpha, rank=rank), side.entries)
 
 
-def _low_magnitude(side: Side, *, alpha: float, threshold: str | None) -> Bits:
-    if threshold is None:
-        return low_magnitude_mask(side.stored, alpha=alpha).mask
+def _low_magnitude(side: Side, *, alpha: float | None, threshold: str | None) -> Bits:
+    if threshold is None and alpha is not None:
+        return low_magnitude_mask(side.finite, alpha=alpha).mask
     sizes = side.exact.abs()
     return pack(sizes <= sizes.mean())
 
@@ -52,19 +52,24 @@ def _safe(side: Side, *, alpha: float, rank: int | None, threshold: str | None) 
 
 
 def _random(side: Side, *, density: float | None, like: Bits | None, seed: int) -> Bits:
-    count = _count(side, density) if like is None else popcount(like)
+    count = round((density or 0.0) * side.entries) if like is None else popcount(like)
     return draw(side.entries, count, seed=side.seed(seed))
 
 
 def _magnitude_random(side: Side, *, like: Bits, seed: int) -> Bits:
     wanted = bin_counts(side.codes, like)
-    return draw_in_bins(side.codes, side.bins, wanted, seed=side.seed(seed))
+    return draw_in_bins(side.codes, side.bins, wanted, seed=side.seed(seed, model=like))
 
 
 def _subnetwork(side: Side, *, tuned: str, density: float | None) -> Bits:
     other = side.elsewhere.tuned(tuned, side.part)
     if density is not None:
-        update = other.to(torch.float64) - side.stored
+        update = other.to(torch.float64) - side.exact
+        if not bool(torch.isfinite(update).all()):
+            raise CheckpointError(
+                f"{side.part.tensor}: {tuned} holds NaN or infinite entries, so its largest "
+                "updates have no order; give another checkpoint, or leave density out"
+            )
         return top_update_mask(update, share=density).mask
     mask = scan(side.stored, other).mask
     assert mask is not None
@@ -88,7 +93,7 @@ def _fisher(side: Side, *, density: float) -> Bits:
 
 def _largest(side: Side, kind: str, density: float) -> Bits:
     scores = side.elsewhere.scores(kind, side.part)
-    return select(magnitude_codes(scores), _count(side, density), side="largest").mask
+    return select(magnitude_codes(scores), round(density * side.entries), side="largest").mask
 
 
 def _all(side: Side) -> Bits:
@@ -101,12 +106,6 @@ def _none(side: Side) -> Bits:
 
 def _file(side: Side, *, path: str) -> Bits:
     return side.elsewhere.saved(path, side.view)
-
-
-def _count(side: Side, density: float | None) -> int:
-    if density is None:
-        raise InputError("random needs density=SHARE or like=RULE: how many entries to draw")
-    return round(density * side.entries)
 
 
 def _rule(name: str, bits: Callable[..., Bits], says: str, **options: Any) -> Rule:

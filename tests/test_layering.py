@@ -106,7 +106,8 @@ def file_calls(path: Path) -> Iterator[str]:
         if isinstance(node, ast.Call):
             called = node.func
             name = called.id if isinstance(called, ast.Name) else getattr(called, "attr", "")
-            if name in FILE_CALLS:
+            owner = getattr(getattr(called, "value", None), "id", "")
+            if name in FILE_CALLS and owner != "builder":  # LLVM's, which loads from memory
                 yield name
 
 

@@ -29,6 +29,7 @@ SERVES = {
     "lab/leash_adaptive": ("grpo",),
     "lab/pissa": ("grpo",),
     "lab/pure_bf16": ("grpo",),
+    "lab/sparse": ("grpo",),
     "gsm8k_1gpu": ("dapo", "grpo", "dr_grpo", "gspo", "reinforce_pp"),
     "math_1node": ("dapo", "grpo"),
     "sft_gsm8k": ("sft",),

@@ -41,10 +41,12 @@ def accelerated(
     return subprocess.CompletedProcess(made.args, made.returncode, out, told)
 
 
-def played(out: Path, *scenes: str, **options: Any) -> list[dict[str, Any]]:
-    """What the processes told of these scenes of `scenes.py`, by rank."""
+def played(
+    out: Path, *scenes: str, script: str = "scenes.py", **options: Any
+) -> list[dict[str, Any]]:
+    """What the processes told of these scenes of `script`, by rank."""
     out.mkdir(parents=True, exist_ok=True)
-    done = accelerated(str(HERE / "scenes.py"), str(out), *scenes, **options)
+    done = accelerated(str(HERE / script), str(out), *scenes, **options)
     paths = sorted(out.glob("rank*.json"))
     found = [json.loads(path.read_text()) for path in paths]
     assert len(found) == 2, done.stderr[-4000:]

@@ -26,6 +26,14 @@ def train(
     config: Annotated[
         Path | None, typer.Option(help="YAML file with TRL's keys and offaxis's.")
     ] = None,
+    mask: Annotated[
+        str | None,
+        typer.Option(
+            help="Train only the entries of a mask: a file of offaxis mask, or a rule, such as "
+            "'safe' or 'random(density=0.01)'. Beside it: --mask_strategy, --mask_others, "
+            "--mask_refresh."
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the resolved configuration, and stop.")
     ] = False,
@@ -48,6 +56,7 @@ def train(
 
     require_training_libraries("training")
     flags = [*context.args, *(["--overwrite", "true"] if overwrite else [])]
+    flags += [] if mask is None else ["--mask", mask]
     with contextlib.redirect_stdout(sys.stderr):
         arguments = read_arguments(method, config, flags=flags)
         _from_lab(arguments)
@@ -89,6 +98,7 @@ def _show(arguments: "Arguments", as_json: bool) -> None:
     import yaml
 
     from offaxis.train.boundary import boundary_period
+    from offaxis.train.sparse.asked import foretold
 
     config, method = arguments.config, arguments.method
     each = config.per_device_train_batch_size * config.gradient_accumulation_steps
@@ -103,6 +113,7 @@ def _show(arguments: "Arguments", as_json: bool) -> None:
             "processes": config.world_size,
             "updates_per_generation": arguments.updates_per_generation,
             "resumes_exactly_every": boundary_period(config),
+            "mask": foretold(arguments),
         },
         "arguments": arguments.resolved(),
     }

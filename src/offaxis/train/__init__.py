@@ -12,6 +12,13 @@ if TYPE_CHECKING:
     from offaxis.train.reference import prepare_peft_model
     from offaxis.train.rewards import reward_functions
     from offaxis.train.running import Outcome, run, train
+    from offaxis.train.sparse import (
+        SparseAdamW,
+        fisher_scores,
+        gradient_scores,
+        restrict,
+        score_checkpoint,
+    )
 
 _HOME = {
     "METHODS": "methods",
@@ -21,12 +28,17 @@ _HOME = {
     "LeashCallback": "leash",
     "Method": "methods",
     "Outcome": "running",
+    "SparseAdamW": "sparse",
+    "fisher_scores": "sparse",
+    "gradient_scores": "sparse",
     "leash_named": "leash",
     "prepare_peft_model": "reference",
     "read_arguments": "arguments",
     "restore_checkpoint": "checkpoints",
+    "restrict": "sparse",
     "reward_functions": "rewards",
     "run": "running",
+    "score_checkpoint": "sparse",
     "train": "running",
 }
 
@@ -38,12 +50,17 @@ __all__ = [
     "LeashCallback",
     "Method",
     "Outcome",
+    "SparseAdamW",
+    "fisher_scores",
+    "gradient_scores",
     "leash_named",
     "prepare_peft_model",
     "read_arguments",
     "restore_checkpoint",
+    "restrict",
     "reward_functions",
     "run",
+    "score_checkpoint",
     "train",
 ]
 

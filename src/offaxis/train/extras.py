@@ -70,6 +70,22 @@ class ExtraArguments:
         "A PEFT configuration, a mapping with peft_type (JSON on a command line). TRL's use_peft "
         "and lora_ keys work too."
     )
+    mask: str | None = _told(
+        "Train only a mask's entries: a file of offaxis mask, or a rule, such as safe or "
+        "random(density=0.01), which is applied to the base."
+    )
+    mask_strategy: str = _told(
+        "projected (any optimizer, gradients masked) or compressed (an AdamW that keeps state for "
+        "the mask's entries alone).", "projected"
+    )  # fmt: skip
+    mask_others: str = _told(
+        "What the mask does not cover (embeddings, head, norms, biases): frozen or trained.",
+        "frozen"
+    )  # fmt: skip
+    mask_refresh: int = _told(
+        "Optimizer steps after which the mask's rule is applied again, to the weights as they are "
+        "then; 0: never.", 0
+    )  # fmt: skip
     pure_bf16: bool = _told(
         "Train bf16 weights without float32 masters, which loses small steps for good.", False
     )
@@ -78,7 +94,8 @@ class ExtraArguments:
     def __post_init__(self) -> None:
         self.leash_options = mapping("leash_options", self.leash_options)
         self.adapter = mapping("adapter", self.adapter)
-        for name in ("dynamic_sampling_rounds", "kl_every", "overlong_cache"):
+        self._check_mask()
+        for name in ("dynamic_sampling_rounds", "kl_every", "overlong_cache", "mask_refresh"):
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise InputError(f"{name} {value}: 0 or more is needed")
@@ -88,6 +105,20 @@ class ExtraArguments:
                 raise InputError(f"{name} {getattr(self, name)}: at least 1 is needed")
         if self.prompt_template is not None and "{prompt}" not in self.prompt_template:
             raise InputError(f"prompt_template {self.prompt_template!r} has no {{prompt}} in it")
+
+    def _check_mask(self) -> None:
+        for name, values in (
+            ("mask_strategy", ("projected", "compressed")),
+            ("mask_others", ("frozen", "trained")),
+        ):
+            if getattr(self, name) not in values:
+                raise InputError(f"{name} {getattr(self, name)!r}: choose {' or '.join(values)}")
+        asked = {"mask_strategy": "projected", "mask_others": "frozen", "mask_refresh": 0}
+        alone = [name for name, default in asked.items() if getattr(self, name) != default]
+        if self.mask is None and alone:
+            raise InputError(f"{alone[0]} without a mask: name a file or a rule with mask")
+        if self.mask is not None and self.adapter is not None:
+            raise InputError("mask with adapter: an adapter trains weights of its own; choose one")
 
 
 def mapping(name: str, value: dict[str, Any] | str | None) -> dict[str, Any] | None:

@@ -29,10 +29,17 @@ def _digest(data: Any) -> str:
     return found.hexdigest()
 
 
-def write_record(output: Path, arguments: Arguments, *, data: Any, base: str | None) -> None:
+def write_record(
+    output: Path,
+    arguments: Arguments,
+    *,
+    data: Any,
+    base: str | None,
+    mask: Mapping[str, Any] | None = None,
+) -> None:
     """`train.yaml`, which repeats the run when given to `offaxis train`, and `offaxis.json`.
 
-    base: a digest of the base's weights, where it is at hand.
+    base: a digest of the base's weights, where it is at hand. mask: what is to be told of the mask.
     """
     import yaml
 
@@ -54,6 +61,7 @@ def write_record(output: Path, arguments: Arguments, *, data: Any, base: str | N
         "updates_per_generation": arguments.updates_per_generation,
         "data": {"rows": rows, "sha256": _digest(data) if rows is not None else None},
         "base": base,
+        "mask": mask,
         "processes": arguments.config.world_size,
         "command": sys.argv[1:],
         "versions": library_versions(*_LIBRARIES),

@@ -20,6 +20,7 @@ from offaxis.train.methods import Method
 from offaxis.train.record import write_log, write_record
 from offaxis.train.sampled import SAMPLES, sampled_data
 from offaxis.train.setup import build_trainer, reward_setup
+from offaxis.train.sparse.asked import MASK, asked_mask, described
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -35,7 +36,8 @@ class Outcome:
 
     method: str
     output: Path
-    """Holds the trained model, `train.yaml`, `offaxis.json`, `log.json` and the checkpoints."""
+    """Holds the trained model, `train.yaml`, `offaxis.json`, `log.json` and the checkpoints; of a
+    masked run `mask.safetensors` too."""
     steps: int
     seconds: float
     log: tuple[Mapping[str, Any], ...]
@@ -107,20 +109,25 @@ def run(
     started = time.monotonic()
     output = Path(arguments.config.output_dir)
     checkpoint = _start(arguments, output, note)
+    mask = asked_mask(arguments)
     with _quiet_deprecations():
         if data is None:
             data, eval_data = load_data(arguments, sources=sources)
         rewards = reward_setup(arguments, reward_funcs)
         if needs_samples(arguments, data):
             data = _sampled(arguments, data, rewards, note)
-        trainer = build_trainer(arguments, data, eval_data, rewards, tell=note)
+        trainer = build_trainer(arguments, data, eval_data, rewards, mask=mask, tell=note)
         for callback in (
             BoundaryCallback(boundary_period(arguments.config), tell=note),
             *callbacks,
         ):
             trainer.add_callback(callback)
         if trainer.is_world_process_zero():
-            write_record(output, arguments, data=data, base=_digest(arguments))
+            told = None
+            if mask is not None:
+                mask.save(output / MASK)
+                told = described(arguments, mask)
+            write_record(output, arguments, data=data, base=_digest(arguments), mask=told)
         trainer.train(resume_from_checkpoint=checkpoint)
         trainer.save_model(str(output))
     log = tuple(trainer.state.log_history)

@@ -6,7 +6,7 @@ import importlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from offaxis.errors import CheckpointError, InputError
 from offaxis.train.arguments import Arguments
@@ -18,6 +18,9 @@ from offaxis.train.observed import observed
 from offaxis.train.precision import give_masters
 from offaxis.train.reference import overwrites_base, prepare_peft_model
 from offaxis.train.rewards import reward_functions, reward_weights
+
+if TYPE_CHECKING:
+    from offaxis.masks import Mask
 
 __all__ = ["build_trainer", "reward_setup"]
 
@@ -102,8 +105,9 @@ def build_trainer(
     rewards: Rewards,
     *,
     tell: Callable[[str], None],
+    mask: Mask | None = None,
 ) -> Any:
-    """The trainer, ready for `.train()`."""
+    """The trainer, ready for `.train()`. mask: what of the model it is to train."""
     from trl import get_quantization_config
 
     method, config = arguments.method, arguments.config
@@ -129,11 +133,7 @@ def build_trainer(
         raise CheckpointError(f"{arguments.model.model_name_or_path}: {error}") from error
     except ValueError as error:
         raise InputError(f"{method.name}: {error}") from error
-    warning = give_masters(
-        trainer.model, learning_rate=config.learning_rate, insist=arguments.extra.pure_bf16
-    )
-    if warning:
-        tell(f"WARNING: {warning}")
+    _restrict(arguments, trainer, mask, tell)
     for reward in rewards[0]:
         if hasattr(reward, "attach"):
             reward.attach(trainer)
@@ -142,6 +142,30 @@ def build_trainer(
     trainer.add_callback(LeashCallback())
     _watch_divergence(arguments, trainer, data, tell)
     return trainer
+
+
+def _restrict(
+    arguments: Arguments, trainer: Any, mask: Mask | None, tell: Callable[[str], None]
+) -> None:
+    """The mask, and masters for what is trained; a compressed optimizer keeps its own."""
+    extra = arguments.extra
+    if mask is not None:
+        from offaxis.train.sparse import restrict
+
+        restrict(
+            trainer,
+            mask,
+            strategy=extra.mask_strategy,
+            others=extra.mask_others,
+            refresh_every=extra.mask_refresh,
+        )
+        if extra.mask_strategy == "compressed":
+            return
+    warning = give_masters(
+        trainer.model, learning_rate=arguments.config.learning_rate, insist=extra.pure_bf16
+    )
+    if warning:
+        tell(f"WARNING: {warning}")
 
 
 def _trainer_class(method: Method) -> Any:

@@ -93,9 +93,10 @@ RUN: dict[str, Any] = {
     "versions": pl.String(),
     "checkpoints": pl.List(pl.Struct(CHECKPOINT)),
 }
-"""Columns of a row. `revision`: of the method, 0 the first. `mask`: the rule that says what was trained,
-`mask_density`: the share of the matrices' entries that it selects; null where all was trained. `base`, `teacher`: digests of weights.
-`sampled`: completions that models were sampled for, for the data and in training.
+"""Columns of a row. `revision`: of the method, 0 the first. `mask`: the rule that says what was
+trained, `mask_density`: the share of the matrices' entries that it selects; null where all was
+trained. `base`, `teacher`: digests of weights. `sampled`: completions that models were sampled for,
+for the data and in training.
 `train_seconds`: with loading and sampling, on the clock; `train_cpu_seconds`: of the steps alone.
 `peak_mib`: the largest resident size of the run's process. `versions`: JSON."""
 

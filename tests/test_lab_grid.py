@@ -193,6 +193,9 @@ def test_every_setting_but_keep_makes_another_run() -> None:
         "completions_per_prompt": 4,
         "problems": 10,
         "samples": 4,
+        "mask": "safe",
+        "twin_seed": 0,
+        "own_exam": True,
     }
     assert {field.name for field in fields(RunConfig)} == changed.keys() | {"keep"}
     names = {replace(first, **{key: value}).identity("base") for key, value in changed.items()}

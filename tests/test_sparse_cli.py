@@ -54,7 +54,7 @@ def test_a_rule_is_recorded_and_repeats_the_run(tmp_path: Path) -> None:
     rule = "random(density=0.05)"
     done = sft(tmp_path / "a", mask=rule)
     record = json.loads((done.output / "offaxis.json").read_text())
-    chosen = load(done.output / "mask.safetensors")
+    chosen = load(done.output / "mask.offaxis")
     assert chosen == build(str(BASE), rule)
     assert record["mask"] == {
         "rule": "random(density=0.05, seed=0)", "density": chosen.density,
@@ -70,7 +70,7 @@ def test_a_rule_is_recorded_and_repeats_the_run(tmp_path: Path) -> None:
 
     said = yaml.safe_load((done.output / "train.yaml").read_text())
     again = sft(tmp_path / "b", **said | {"output_dir": str(tmp_path / "b")})
-    file = said | {"output_dir": str(tmp_path / "c"), "mask": str(done.output / "mask.safetensors")}
+    file = said | {"output_dir": str(tmp_path / "c"), "mask": str(done.output / "mask.offaxis")}
     assert raw(again.output) == raw(sft(tmp_path / "c", **file).output) == raw(done.output)
     squeezed = sft(tmp_path / "d", mask=rule, mask_strategy="compressed")
     assert raw(squeezed.output) == raw(done.output)

@@ -134,7 +134,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     whole = make(tmp_path / "whole")
     expected = run(whole)
     middle = tmp_path / "whole/checkpoint-50"
-    assert (middle / "sparse.safetensors").is_file()
+    assert (middle / "sparse.offaxis").is_file()
     again = make(tmp_path / "again")
     assert same(run(again, resume_from_checkpoint=str(middle)), expected)
     assert (
@@ -144,7 +144,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(
         kept = [row["mask/kept"] for row in whole.state.log_history if "mask/kept" in row]
         assert len(kept) == 5
         assert all(0.3 < one < 1 for one in kept)
-    size = (middle / "sparse.safetensors").stat().st_size
+    size = (middle / "sparse.offaxis").stat().st_size
     assert size < 0.4 * (tmp_path / "whole/checkpoint-50/model.safetensors").stat().st_size
 
 
@@ -164,10 +164,10 @@ def test_other_terms_are_not_resumed(tmp_path: Path) -> None:
     ):
         with pytest.raises((InputError, ValueError), match=said):
             run(make(rule, **options), resume_from_checkpoint=str(kept))
-    (kept / "sparse.safetensors").write_bytes(b"\x08" * 30)
+    (kept / "sparse.offaxis").write_bytes(b"\x08" * 30)
     with pytest.raises(CheckpointError, match="cannot be read"):
         run(make(RULE), resume_from_checkpoint=str(kept))
-    (kept / "sparse.safetensors").unlink()
+    (kept / "sparse.offaxis").unlink()
     with pytest.raises(CheckpointError, match="run without a mask"):
         run(make(RULE), resume_from_checkpoint=str(kept))
 
@@ -196,6 +196,6 @@ def test_a_checkpoint_stored_as_a_delta_is_given_back_with_its_mask(tmp_path: Pa
     stored = make(tmp_path / "run", DeltaCheckpointCallback())
     assert same(run(stored), whole)
     folder = restore_checkpoint(tmp_path / "run", 8, out=tmp_path / "checkpoint-8")
-    assert (folder / "sparse.safetensors").is_file()
+    assert (folder / "sparse.offaxis").is_file()
     again = make(tmp_path / "again")
     assert same(run(again, resume_from_checkpoint=str(folder)), whole)

@@ -48,7 +48,6 @@ def train(
     set. Under `accelerate launch -m offaxis train ...` it runs on several processes.
     """
     import contextlib
-    import json
     import sys
 
     from offaxis.provenance import require_training_libraries
@@ -71,6 +70,12 @@ def train(
         outcome = run(arguments, sources={"lab": named_data})
     if not main_process():
         return
+    _print(outcome, as_json)
+
+
+def _print(outcome: "Outcome", as_json: bool) -> None:
+    import json
+
     told = _told(outcome)
     if as_json:
         print(json.dumps(told, indent=1))

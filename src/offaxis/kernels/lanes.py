@@ -13,7 +13,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 
-__all__ = ["LANES", "ROW", "WORD", "fma", "put_row", "set_bits", "step_word"]
+__all__ = ["LANES", "ROW", "WORD", "fma", "prefetch", "put_row", "set_bits", "step_word"]
 
 LANES = all(get_host_cpu_features().get(name) for name in ("avx512f", "avx512bw", "avx512vl"))
 """Whether the processor compresses and expands vectors by a mask."""
@@ -62,6 +62,19 @@ def set_bits(typing: Any, word: Any) -> Any:
         return builder.zext(builder.ctpop(arguments[0]), ir.IntType(64))
 
     return types.int64(word), make
+
+
+@intrinsic
+def prefetch(typing: Any, array: Any, at: Any) -> Any:
+    """Ask for the line of array[at] into the second-level cache; it may lie beyond the end."""
+
+    def make(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data = make_array(signature.args[0])(context, builder, arguments[0]).data
+        place = builder.bitcast(builder.gep(data, [arguments[1]]), ir.IntType(8).as_pointer())
+        _call(builder, "llvm.prefetch.p0", ir.VoidType(), place, _I32(0), _I32(2), _I32(1))
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), make
 
 
 @intrinsic

@@ -235,7 +235,7 @@ def _trainer(
     *,
     source: Path,
     cache: Path | None,
-    mask: Mask | None,
+    mask: Mask | None = None,
 ) -> Trainer:
     """The trainer of one method; `source` is the model that its data, or it, learn from."""
     import trl

@@ -25,6 +25,8 @@ from offaxis.train.sparse.asked import MASK, asked_mask, described
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from offaxis.masks import Mask
+
 __all__ = ["Outcome", "main_process", "run", "train"]
 
 Tell = Callable[[str], None]
@@ -37,7 +39,7 @@ class Outcome:
     method: str
     output: Path
     """Holds the trained model, `train.yaml`, `offaxis.json`, `log.json` and the checkpoints; of a
-    masked run `mask.safetensors` too."""
+    masked run `mask.offaxis` too."""
     steps: int
     seconds: float
     log: tuple[Mapping[str, Any], ...]
@@ -123,11 +125,7 @@ def run(
         ):
             trainer.add_callback(callback)
         if trainer.is_world_process_zero():
-            told = None
-            if mask is not None:
-                mask.save(output / MASK)
-                told = described(arguments, mask)
-            write_record(output, arguments, data=data, base=_digest(arguments), mask=told)
+            _record(output, arguments, data, mask)
         trainer.train(resume_from_checkpoint=checkpoint)
         trainer.save_model(str(output))
     log = tuple(trainer.state.log_history)
@@ -141,6 +139,15 @@ def run(
         log,
         tuple(messages),
     )
+
+
+def _record(output: Path, arguments: Arguments, data: Dataset, mask: Mask | None) -> None:
+    """What the run is, beside its mask, before it begins."""
+    told = None
+    if mask is not None:
+        mask.save(output / MASK)
+        told = described(arguments, mask)
+    write_record(output, arguments, data=data, base=_digest(arguments), mask=told)
 
 
 def _start(arguments: Arguments, output: Path, tell: Tell) -> str | None:

@@ -14,8 +14,9 @@ from offaxis.train.sparse.refreshing import check_rule
 
 __all__ = ["MASK", "asked_mask", "described", "foretold"]
 
-MASK = "mask.safetensors"
-"""What a run's mask is called in its output directory."""
+MASK = "mask.offaxis"
+"""What a run's mask is called in its output directory: not .safetensors, which loaders of models
+read as weights."""
 
 
 def asked_mask(arguments: Arguments) -> Mask | None:

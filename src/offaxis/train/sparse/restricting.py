@@ -47,11 +47,9 @@ def restrict(
     InputError, and leaves the trainer as it is, where it cannot be restricted so.
     """
     chosen = mask if isinstance(mask, Mask) else load(mask)
-    _check_words(strategy, others, refresh_every, refresh_rule)
-    _check_trainer(trainer)
     rule = refresh_rule or chosen.rule
-    if refresh_every:
-        check_rule(rule)
+    _check_words(strategy, others, refresh_every, refresh_rule=refresh_rule, rule=rule)
+    _check_trainer(trainer)
     named = dict(trainer.model.named_parameters())
     _check_model(trainer.model, named)
     model = MemoryCheckpoint(named)
@@ -59,13 +57,11 @@ def restrict(
         check_base(chosen, model)
     bits = packed_for(chosen, model)
     making = _making(trainer, strategy, bool(refresh_every))
-    useful = {name for name, one in bits.items() if refresh_every or bool(one.any())}
-    trained = useful | (set(named) - set(bits) if others == "trained" else set())
+    trained = {name for name, one in bits.items() if refresh_every or bool(one.any())}
+    trained |= set(named) - set(bits) if others == "trained" else set()
     if not trained:
-        raise InputError(
-            f"the mask {chosen.rule} selects nothing and others is frozen: nothing is left to "
-            "train; choose another mask, or others='trained'"
-        )
+        raise InputError(f"the mask {chosen.rule} selects nothing: nothing is left to train; "
+                         "choose another mask, or others='trained'")  # fmt: skip
     if strategy == "compressed":
         masked = [(name, named[name]) for name in bits if name in trained]
         trainer.optimizer_cls_and_kwargs = _sparse_adamw(making, Flags(bits, masked))
@@ -76,7 +72,9 @@ def restrict(
     _keep_in_checkpoints(trainer, callback)
 
 
-def _check_words(strategy: str, others: str, refresh_every: int, refresh_rule: str | None) -> None:
+def _check_words(
+    strategy: str, others: str, refresh_every: int, *, refresh_rule: str | None, rule: str
+) -> None:
     for name, value, known in (
         ("strategy", strategy, STRATEGIES),
         ("others", others, OTHERS),
@@ -87,6 +85,8 @@ def _check_words(strategy: str, others: str, refresh_every: int, refresh_rule: s
         raise InputError(f"refresh_every {refresh_every!r}: a number of steps is needed, 0 or more")
     if refresh_rule is not None and not refresh_every:
         raise InputError("refresh_rule without refresh_every: say after how many steps")
+    if refresh_every:
+        check_rule(rule)
 
 
 def _check_trainer(trainer: Any) -> None:

@@ -1,9 +1,10 @@
 """The present mask and its entries' ages in a checkpoint, so that a run resumes exactly.
 
-`sparse.safetensors`: for each masked parameter, under its name in the model, the mask as bytes
-(entry i, row-major, in bit i % 8, lowest first, of byte i // 8); for one that has entries admitted
-by a refresh, `births:NAME`, int32, the optimizer's step at which each trained entry was admitted (0
-= at the start). The metadata tell what the run began with.
+`sparse.offaxis`, a safetensors file whose name keeps loaders of weights away: for each masked
+parameter, under its name in the model, the mask as bytes (entry i, row-major, in bit i % 8, lowest
+first, of byte i // 8); for one that has entries admitted by a refresh, `births:NAME`, int32, the
+optimizer's step at which each trained entry was admitted (0 = at the start). The metadata tell what
+the run began with.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from offaxis.output import staged_file
 
 __all__ = ["FILE", "Saved", "read", "terms", "write"]
 
-FILE = "sparse.safetensors"
+FILE = "sparse.offaxis"
 _FORMAT = "offaxis-sparse-1"
 _BIRTHS = "births:"
 

@@ -30,6 +30,8 @@ bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/compare.py
 	$(BIN)/python benchmarks/delta.py --out bench-delta
 	$(BIN)/python benchmarks/train.py
+	$(BIN)/python benchmarks/masks.py
+	$(BIN)/python benchmarks/sparse.py
 
 clean:
 	rm -rf $(VENV) demo-report bench-delta .pytest_cache .mypy_cache .ruff_cache

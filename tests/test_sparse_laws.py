@@ -101,6 +101,7 @@ def test_both_strategies_give_the_same_bits(refresh: int, others: str, runs: Run
     assert type(innermost(compressed.optimizer)).__name__ == "SparseAdamW"
 
 
+@pytest.mark.slow
 def test_both_strategies_agree_with_fused_kernels(runs: Runs) -> None:
     """To the bit but for an ULP of v in tails; with a refresh, but for the root's rounding."""
     for refresh, apart in ((0, 1e-5), (20, 1e-4)):

@@ -151,13 +151,56 @@ def refusal(base, adapter: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    "name", ["pissa", "pissa_niter_4", "olora", "corda", "loftq", "lora_ga", "PiSSA"]
+    "name", ["pissa", "pissa_niter_4", "olora", "corda", "lora_ga", "PiSSA", "milora", "geora"]
 )
 def test_initialisations_that_overwrite_the_base_are_refused(pair, name):
     base, adapter = pair
     message = refusal(base, edit(adapter, init_lora_weights=name))
     assert "BA - B0A0" in message
     assert "initial adapter" in message
+    assert "subfolder ref" in message
+    assert "offaxis.train.adapters.materialize" in message
+
+
+def with_start(adapter: Path, **changes: Any) -> dict[str, torch.Tensor]:
+    """Make a PiSSA of a plain LoRA: a subfolder `ref` with an initial adapter. Its tensors."""
+    ref = adapter / "ref"
+    ref.mkdir()
+    path = "adapter_model.safetensors"
+    start = {name: value.flip(0).contiguous() for name, value in load_file(adapter / path).items()}
+    save_file(start, ref / path)
+    (ref / "adapter_config.json").write_bytes((adapter / "adapter_config.json").read_bytes())
+    edit(ref, **changes)
+    return start
+
+
+@pytest.mark.parametrize("name", ["pissa", "pissa_niter_4", "olora", "milora", "geora"])
+def test_what_the_start_took_out_of_the_base_is_read_from_ref(pair, name):
+    base, adapter = pair
+    start = with_start(edit(adapter, init_lora_weights=name), init_lora_weights=True)
+    last = load_file(adapter / "adapter_model.safetensors")
+    bound = bind(open_checkpoint(adapter), base)
+    changed = 0
+    for tensor in base:
+        key = f"base_model.model.{tensor.removesuffix('.weight')}"
+        expected = base[tensor].double()
+        if f"{key}.lora_A.weight" in last:
+            ba, ba0 = (
+                one[f"{key}.lora_B.weight"].double() @ one[f"{key}.lora_A.weight"].double()
+                for one in (last, start)
+            )
+            expected = expected + 6 / 4 * (ba - ba0)
+            changed += 1
+        torch.testing.assert_close(bound[tensor].double(), expected, rtol=1e-12, atol=1e-14)
+    assert changed == 6
+    assert align(base, bound).pairs
+
+
+def test_a_start_of_another_adapter_is_refused_and_a_plain_lora_has_none(pair):
+    base, adapter = pair
+    with_start(adapter, r=3)
+    bind(open_checkpoint(adapter), base)
+    assert "r differ" in refusal(base, edit(adapter, init_lora_weights="pissa"))
 
 
 @pytest.mark.parametrize(
@@ -166,6 +209,7 @@ def test_initialisations_that_overwrite_the_base_are_refused(pair, name):
         ({"peft_type": "IA3"}, "IA3"),
         ({"peft_type": None}, "NONE"),
         ({"init_lora_weights": "brand_new"}, "brand_new"),
+        ({"init_lora_weights": "loftq"}, "quantised"),
         ({"trainable_token_indices": [1]}, "trainable_token_indices"),
         ({"layer_replication": [[0, 2]]}, "layer_replication"),
         ({"target_parameters": ["experts.down_proj"]}, "target_parameters"),
@@ -190,6 +234,12 @@ def rewrite(adapter: Path, change) -> Path:
     state = {name: value.clone() for name, value in load_file(path).items()}
     save_file(change(state), path)
     return adapter
+
+
+@pytest.mark.parametrize("method", ["ADALORA", "VERA", "MISS", "IA3", "LN_TUNING"])
+def test_other_methods_are_told_how_they_are_read(pair, method):
+    base, adapter = pair
+    assert "offaxis.train.adapters.materialize" in refusal(base, edit(adapter, peft_type=method))
 
 
 def test_a_factor_without_its_partner_is_refused(pair):

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from offaxis.lab.claims import Claim, compared, judge, verdict
+from offaxis.lab.paired import Difference, Spread, difference, holm, plain_interval, spread
 from offaxis.lab.sparse.naming import (
     ALL,
     LIFT,
@@ -24,13 +26,12 @@ from offaxis.lab.sparse.naming import (
     ordered,
     random_like,
 )
-from offaxis.lab.sparse.paired import Difference, Spread, difference, holm, plain_interval, spread
-from offaxis.lab.sparse.questions import QUESTIONS, Claim, compared, judge, verdict
+from offaxis.lab.sparse.questions import QUESTIONS
 
 PROBLEMS, SAMPLES, DRAWS = 100, 8, 2000
 TABLE3 = QUESTIONS[0]
 MASKS = sorted(
-    {claim.mask for claim in TABLE3.claims} | {o for claim in TABLE3.claims for o in claim.against}
+    {claim.first for claim in TABLE3.claims} | {o for claim in TABLE3.claims for o in claim.against}
 )
 Table = dict[str, dict[int, np.ndarray[Any, np.dtype[np.float64]]]]
 
@@ -249,7 +250,7 @@ def test_a_planted_effect_is_found_and_the_rest_is_not() -> None:
 def test_an_effect_against_the_claim_is_said_to_be_one() -> None:
     table = world(np.random.default_rng(4), effect={PRINCIPAL: 0.12})
     found = asked(table)
-    own = [one for one in found if one.claim.mask == PRINCIPAL]
+    own = [one for one in found if one.claim.first == PRINCIPAL]
     assert {one.word for one in own} == {"does not"}
 
 
@@ -316,7 +317,7 @@ def test_names_of_masks_do_not_matter() -> None:
     claims = tuple(Claim(mask, mask, -1, (ALL, SAFE)) for mask in (PRINCIPAL, NON_PRINCIPAL))
 
     def words(found: list[Any]) -> dict[tuple[str, str], str]:
-        return {(one.claim.mask, one.against): one.word for one in found}
+        return {(one.claim.first, one.against): one.word for one in found}
 
     before, after = words(asked(table, claims)), words(asked(swapped, claims))
     for other in (ALL, SAFE):
@@ -340,7 +341,7 @@ def test_missing_runs_are_told_and_change_nothing_else() -> None:
     table = world(np.random.default_rng(10), effect={PRINCIPAL: -0.15})
     del table[ALL]
     table[SAFE] = {0: table[SAFE][0]}
-    found = {(one.claim.mask, one.against): one for one in asked(table)}
+    found = {(one.claim.first, one.against): one for one in asked(table)}
     assert found[PRINCIPAL, ALL].found is None
     assert found[PRINCIPAL, ALL].word == "cannot tell"
     assert found[PRINCIPAL, SAFE].found.seeds == 1

@@ -27,11 +27,13 @@ SERVES = {
     "lab/distill": ("distill",),
     "lab/distill_on_policy": ("distill_on_policy",),
     "lab/leash_adaptive": ("grpo",),
+    "lab/adapter": ("dapo",),
     "lab/pissa": ("grpo",),
     "lab/pure_bf16": ("grpo",),
     "lab/sparse": ("grpo",),
     "gsm8k_1gpu": ("dapo", "grpo", "dr_grpo", "gspo", "reinforce_pp"),
     "math_1node": ("dapo", "grpo"),
+    "peft_dapo_1gpu": ("dapo", "grpo", "dr_grpo"),
     "sft_gsm8k": ("sft",),
 }
 PAIRS = [(name, method) for name, methods in SERVES.items() for method in methods]

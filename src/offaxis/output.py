@@ -90,12 +90,12 @@ def staged_directory(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
         out = out.expanduser().resolve()
         place = _staging_place(out, overwrite)
         made = [one for one in (place, *place.parents) if not one.exists()]
-        place.mkdir(parents=True, exist_ok=True)
-        staged = Path(tempfile.mkdtemp(dir=place, prefix=f".{out.name}.partial-"))
-        mask = os.umask(0)
-        os.umask(mask)
-        staged.chmod(0o777 & ~mask)
+    # Named before it is made, so that an interrupt at any moment finds it.
+    staged = place / f".{out.name}.partial-{secrets.token_hex(8)}"
     try:
+        with explained(out):
+            place.mkdir(parents=True, exist_ok=True)
+            staged.mkdir()
         yield staged
         with explained(out):
             _publish(staged, out)

@@ -14,8 +14,9 @@ from typing import NoReturn
 
 import torch
 
-from offaxis.checkpoint.lora import LoraSettings, effective_weight
-from offaxis.checkpoint.stored import missing_tensor
+from offaxis.checkpoint.locate import locate
+from offaxis.checkpoint.lora import LoraSettings, effective_weight, overwrites
+from offaxis.checkpoint.stored import StoredCheckpoint, missing_tensor
 from offaxis.checkpoint.types import Checkpoint, TensorSpec
 from offaxis.errors import CheckpointError
 from offaxis.names import place, rename, unwrap
@@ -45,6 +46,30 @@ class AdapterCheckpoint(Checkpoint):
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return self._stored[name]
+
+    def initial(self) -> AdapterCheckpoint | None:
+        """The adapter that training started from, where its start overwrote the base.
+
+        It lies in the subfolder `ref`, as `offaxis.train.prepare_peft_model` has it saved. Raises
+        CheckpointError where that holds anything else.
+        """
+        root = getattr(self._stored, "root", None)
+        if root is None or not (root / "ref" / "adapter_config.json").is_file():
+            return None
+        if not overwrites(self.adapter.get("init_lora_weights")):
+            return None
+        located = locate(root / "ref", allow_pickle=False, revision=None)
+        found = AdapterCheckpoint(StoredCheckpoint(located), located.adapter or {})
+        shapes, ours = ({n: s.shape for n, s in one.specs.items()} for one in (found, self))
+        keys = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern")
+        unlike = [key for key in keys if found.adapter.get(key) != self.adapter.get(key)]
+        if unlike or shapes != ours:
+            what = unlike[0] if unlike else "the tensors"
+            raise CheckpointError(
+                f"{found.source}: not the initial adapter of {self.source}, {what} differ; put the "
+                "one there that the run saved"
+            )
+        return found
 
 
 class BoundCheckpoint(Checkpoint):
@@ -92,21 +117,23 @@ class _Module:
 def bind(adapter: Checkpoint, base: Checkpoint) -> Checkpoint:
     """The model that `adapter` makes of `base`, lazily.
 
-    adapter: an opened PEFT directory (LoRA, rsLoRA or DoRA). base: the model it was trained on.
-    Raises CheckpointError for other methods and variants, for PiSSA and kin (they need their
-    initial adapter), and where an adapter tensor fits no base tensor.
+    adapter: an opened PEFT directory (LoRA, rsLoRA or DoRA; PiSSA and kin with their initial
+    adapter in the subfolder `ref`). base: the model it was trained on.
+    Raises CheckpointError for other methods and variants, for PiSSA and kin without `ref`, and
+    where an adapter tensor fits no base tensor.
     """
     if not isinstance(adapter, AdapterCheckpoint):
         raise CheckpointError(
             f"{adapter.source}: not a PEFT adapter; compare it with its base directly"
         )
-    settings = LoraSettings.parse(adapter.source, adapter.adapter)
+    initial = adapter.initial()
+    settings = LoraSettings.parse(adapter.source, adapter.adapter, initial=initial is not None)
     modules, whole = _sort(adapter)
     wanted: dict[str, tuple[int, ...]] = {
         f"{name}.weight": _shape(adapter, item) for name, item in modules.items()
     }
     wanted.update({name: adapter.specs[stored].shape for name, stored in whole.items()})
-    home = _Home(adapter, base, wanted)
+    home = _Home(adapter, base, wanted, initial)
     touched: dict[str, tuple[TensorSpec, Read]] = {}
     for name, stored in whole.items():
         spec = home.whole(name, adapter.specs[stored])
@@ -187,9 +214,14 @@ class _Home:
     """Where the adapter's tensors land in the base."""
 
     def __init__(
-        self, adapter: AdapterCheckpoint, base: Checkpoint, wanted: Mapping[str, tuple[int, ...]]
+        self,
+        adapter: AdapterCheckpoint,
+        base: Checkpoint,
+        wanted: Mapping[str, tuple[int, ...]],
+        initial: AdapterCheckpoint | None,
     ) -> None:
         self.adapter = adapter
+        self.initial = initial
         self.base = base
         self.shapes = {unwrap(name): spec.shape for name, spec in base.specs.items()}
         self.stored = {unwrap(name): name for name in base.specs}
@@ -229,6 +261,7 @@ class _Home:
         scaling = settings.scaling(item.name, self.adapter.specs[down].shape[0])
         magnitude = self._magnitude(item, settings, shape[1] if embedding else shape[0])
         source = already[name][1] if name in already else _reader(self.base, name)
+        start = self.initial
 
         def read() -> torch.Tensor:
             return effective_weight(
@@ -238,6 +271,7 @@ class _Home:
                 scaling=scaling,
                 transposed=transposed,
                 magnitude=None if magnitude is None else self.adapter[magnitude],
+                initial=None if start is None else (start[down], start[up]),
             )
 
         spec = already[name][0] if name in already else self.base.specs[name]

@@ -3,6 +3,8 @@
 - LoRA (arXiv 2106.09685): W = W0 + s B A, s = alpha / r.
 - rsLoRA (arXiv 2312.03732): s = alpha / sqrt(r).
 - DoRA (arXiv 2402.09353): W = m (W0 + s B A) / ||W0 + s B A||, the norm over each output's row.
+- Where the start was taken out of the base (PiSSA, arXiv 2404.02948, and kin), W0 - s B0 A0 stands
+  in the place of W0, with the initial factors B0 and A0.
 """
 
 from __future__ import annotations
@@ -17,9 +19,9 @@ import torch
 
 from offaxis.errors import CheckpointError
 
-__all__ = ["LoraSettings", "effective_weight"]
+__all__ = ["LoraSettings", "effective_weight", "overwrites", "unsupported"]
 
-_OVERWRITE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+_OVERWRITE = ("pissa", "olora", "corda", "lora_ga", "milora", "geora")
 _KEEP = ("gaussian", "eva", "orthogonal", "mica")
 _UNSUPPORTED = {
     "trainable_token_indices": "trains single rows of the embedding",
@@ -33,6 +35,9 @@ _UNSUPPORTED = {
     "arrow_config": "routes between adapters (Arrow)",
 }
 _MERGE = "merge it into its base with PEFT (merge_and_unload) and compare the merged model"
+_WRITE = (
+    "write the weights that it makes with offaxis.train.adapters.materialize, and compare those"
+)
 
 
 @dataclass(frozen=True)
@@ -49,19 +54,20 @@ class LoraSettings:
     alpha_pattern: Mapping[str, object]
 
     @classmethod
-    def parse(cls, source: str, config: Mapping[str, object]) -> LoraSettings:
-        """Read and check `adapter_config.json`.
+    def parse(
+        cls, source: str, config: Mapping[str, object], *, initial: bool = False
+    ) -> LoraSettings:
+        """Read and check `adapter_config.json`. initial: is the initial adapter at hand?
 
         Raises CheckpointError for another PEFT method, for an initialisation that overwrites the
-        base, and for variants that are no fixed change of a weight.
+        base without the initial adapter, and for variants that are no fixed change of a weight.
         """
         method = str(config.get("peft_type", "")).upper()
         if method != "LORA":
-            _refuse(source, f"the PEFT method {method or '(none named)'} is not supported", _MERGE)
-        _check_initialisation(source, config.get("init_lora_weights", True))
-        for key, what in _UNSUPPORTED.items():
-            if config.get(key):
-                _refuse(source, f"{key}: the adapter {what}, which is not supported", _MERGE)
+            _refuse(source, f"the PEFT method {method or '(none named)'} is not LoRA", _WRITE)
+        _check_initialisation(source, config.get("init_lora_weights", True), initial=initial)
+        if reason := unsupported(config):
+            _refuse(source, reason, _MERGE)
         rank, alpha = config.get("r"), config.get("lora_alpha")
         if type(rank) is not int or rank < 1 or not _positive(alpha):
             _refuse(source, f"r = {rank!r}, lora_alpha = {alpha!r}", "repair adapter_config.json")
@@ -125,20 +131,39 @@ def _pattern(source: str, config: Mapping[str, object], key: str) -> Mapping[str
     return value
 
 
-def _check_initialisation(source: str, value: object) -> None:
-    """Refuse what overwrites the base: there W0 is not the base's weight."""
+def overwrites(initialisation: object) -> bool:
+    """Whether this `init_lora_weights` takes a low-rank part out of the base."""
+    return isinstance(initialisation, str) and initialisation.lower().startswith(_OVERWRITE)
+
+
+def unsupported(config: Mapping[str, object]) -> str | None:
+    """Why a LoRA configuration is no fixed change of single weights, in words; None where it is."""
+    for key, what in _UNSUPPORTED.items():
+        if config.get(key):
+            return f"{key}: the adapter {what}, which is not supported"
+    return None
+
+
+def _check_initialisation(source: str, value: object, *, initial: bool) -> None:
+    """Refuse what overwrites the base, unless what it took is known: W0 is not there any more."""
     if value is None or isinstance(value, bool):
         return
     name = str(value).lower()
-    if name.startswith(_OVERWRITE):
+    if overwrites(value):
+        if not initial:
+            _refuse(
+                source,
+                f"init_lora_weights = {value!r} overwrites the base when training starts, so the "
+                "update is BA - B0A0 and needs the initial adapter, which is not in the directory",
+                "put it into the subfolder ref (offaxis.train.prepare_peft_model keeps it there), "
+                "or write the weights of the model in memory with "
+                "offaxis.train.adapters.materialize, and compare those",
+            )
+    elif name.startswith("loftq"):
         _refuse(
-            source,
-            f"init_lora_weights = {value!r} overwrites the base when training starts, so the "
-            "update is BA - B0A0 and needs the initial adapter, which is not in the directory",
-            "save it with PEFT's path_initial_model_for_weight_conversion, which makes a plain "
-            "LoRA of it, or compare the merged model",
+            source, f"init_lora_weights = {value!r} replaces the base by a quantised one", _MERGE
         )
-    if name not in _KEEP:
+    elif name not in _KEEP:
         _refuse(source, f"init_lora_weights = {value!r} is not known", _MERGE)
 
 
@@ -150,13 +175,17 @@ def effective_weight(
     scaling: float,
     transposed: bool,
     magnitude: torch.Tensor | None = None,
+    initial: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """The weight that the adapted module computes with, float64, in the base's orientation.
 
     weight: (out, in), or (in, out) if transposed (Conv1D, embeddings). down, up: A (r, in) and
-    B (out, r). magnitude: DoRA's m, (out,).
+    B (out, r). magnitude: DoRA's m, (out,). initial: (A0, B0) where s B0 A0 was taken from weight.
     """
-    delta = scaling * (up.double() @ down.double())
+    change = up.double() @ down.double()
+    if initial is not None:
+        change = change - initial[1].double() @ initial[0].double()
+    delta = scaling * change
     result = weight.double() + (delta.T if transposed else delta)
     if magnitude is not None:
         axis = 0 if transposed else 1

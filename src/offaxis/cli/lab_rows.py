@@ -1,4 +1,4 @@
-"""`offaxis lab table`, `plot`, `study`, `methods` and `sparse`: asking what a queue has found."""
+"""`offaxis lab table`, `plot`, `study`, `methods`, `sparse` and `peft`: what a queue has found."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -6,9 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from polars import DataFrame
 
     from offaxis.lab.methods import MethodTable
+    from offaxis.lab.peft import PeftStudy
+    from offaxis.lab.queue import RunConfig, Store
     from offaxis.lab.sparse import SparseStudy
     from offaxis.lab.study import Study
 
@@ -17,7 +21,7 @@ __all__ = ["add_row_commands", "print_json"]
 
 def add_row_commands(app: typer.Typer) -> None:
     """Give `offaxis lab` its commands about rows."""
-    for command in (table, plot, study, methods, sparse):
+    for command in (table, plot, study, methods, sparse, peft):
         app.command()(command)
 
 
@@ -119,7 +123,9 @@ def plot(
     print(f"The plot is in {out}")
 
 
-def _tell(found: "Study | MethodTable | SparseStudy", *, as_markdown: bool, as_json: bool) -> None:
+def _tell(
+    found: "Study | MethodTable | SparseStudy | PeftStudy", *, as_markdown: bool, as_json: bool
+) -> None:
     """Answers on standard output: JSON, Markdown, or tables."""
     if as_json:
         print_json(found.told())
@@ -201,7 +207,10 @@ def sparse(
 ) -> None:
     """Which entries to train: masks against their controls, KL, LIFT, subnetworks, rates."""
     if plan:
-        _plan(source, as_json=as_json)
+        from offaxis.lab.queue import read_rows
+        from offaxis.lab.sparse.planning import second_stage
+
+        _plan(source, lambda old: second_stage(read_rows(source), old.runs), as_json=as_json)
         return
     from offaxis.lab.sparse import SparseStudy
 
@@ -213,16 +222,65 @@ def sparse(
     _tell(found, as_markdown=as_markdown, as_json=as_json)
 
 
-def _plan(directory: Path, *, as_json: bool) -> None:
-    """Add the runs of the sparse study's next stage to a queue."""
-    from offaxis.lab.queue import Store, read_rows
-    from offaxis.lab.sparse.planning import second_stage
+def peft(
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="DIR", help="A queue's directory, or what this command wrote."),
+    ],
+    plan: Annotated[
+        bool,
+        typer.Option("--plan", help="Add to the queue what its rows so far call for, and end."),
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="Directory for tables and figures.")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Write into a non-empty DIR.")
+    ] = False,
+    into: Annotated[
+        Path | None, typer.Option(help="A Markdown file whose marked tables are made new.")
+    ] = None,
+    as_markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print Markdown tables with intervals.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the tables as JSON.")] = False,
+) -> None:
+    """Adapters compared: at their own rates and at LoRA's, by rate, rank, algorithm and batch."""
+    if plan:
+        from offaxis.lab.peft.planning import next_stage
+        from offaxis.lab.queue import read_rows
+
+        _plan(
+            source,
+            lambda old: next_stage(read_rows(source), old.runs, _failed(old)),
+            as_json=as_json,
+        )
+        return
+    from offaxis.lab.peft import PeftStudy
+
+    found = PeftStudy.read(source)
+    if out is not None:
+        found.save(out, overwrite=overwrite)
+    if into is not None:
+        found.refresh(into)
+    _tell(found, as_markdown=as_markdown, as_json=as_json)
+
+
+def _plan(
+    directory: Path, stage: "Callable[[Store], Sequence[RunConfig]]", *, as_json: bool
+) -> None:
+    """Add the runs of a study's next stage to its queue."""
+    from offaxis.lab.queue import Store
 
     old = Store.open(directory)
-    new = Store.create(directory, second_stage(read_rows(directory), old.runs), old.base)
+    new = Store.create(directory, stage(old), old.base)
     added = len(new.runs) - len(old.runs)
     if as_json:
         print_json({"schema": 1, "added": added, "planned": len(new.runs)})
     else:
         again = "; queue it again to do them" if added else ""
         print(f"{added} runs added, {len(new.runs)} planned{again}")
+
+
+def _failed(store: "Store") -> "list[RunConfig]":
+    """The planned runs whose failure is recorded."""
+    names = set(store.failures())
+    return [run for run in store.runs if run.identity(store.base_digest) in names]

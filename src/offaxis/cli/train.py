@@ -102,6 +102,7 @@ def _show(arguments: "Arguments", as_json: bool) -> None:
 
     import yaml
 
+    from offaxis.train.adapters.asked import foretold_adapter
     from offaxis.train.boundary import boundary_period
     from offaxis.train.sparse.asked import foretold
 
@@ -119,6 +120,7 @@ def _show(arguments: "Arguments", as_json: bool) -> None:
             "updates_per_generation": arguments.updates_per_generation,
             "resumes_exactly_every": boundary_period(config),
             "mask": foretold(arguments),
+            "adapter": foretold_adapter(arguments),
         },
         "arguments": arguments.resolved(),
     }

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from offaxis.errors import InputError
+from offaxis.lab.adapted import WholeModels, adapted
 from offaxis.lab.data import DataKind, Need, longest_completion, material
 from offaxis.lab.provenance import library_versions
 from offaxis.lab.session import cpu_threads, quiet_libraries
 from offaxis.lab.tasks import DIFFICULTIES, Task, task_named
+from offaxis.train.adapters import AdapterSpec, sample_merged, wire
 from offaxis.train.extras import ExtraArguments
 from offaxis.train.methods import METHODS as RECIPES
 from offaxis.train.methods import Method as Recipe
@@ -155,6 +157,8 @@ class Run:
     """CPU time of the training itself, without loading and without sampling data beforehand."""
     sampled: int | None = None
     """Completions that models were sampled for, for the data or in training."""
+    trainable: int | None = None
+    """Parameters that got gradients."""
 
 
 def _arguments(method: Method, settings: TrainingSettings, out: Path) -> dict[str, Any]:
@@ -236,6 +240,7 @@ def _trainer(
     source: Path,
     cache: Path | None,
     mask: Mask | None = None,
+    adapter: AdapterSpec | None = None,
 ) -> Trainer:
     """The trainer of one method; `source` is the model that its data, or it, learn from."""
     import trl
@@ -255,7 +260,15 @@ def _trainer(
     module, _, name = method.trainer.rpartition(".")
     trainer_class = observed(getattr(importlib.import_module(module), name))
     config = getattr(trl, f"{method.recipe.prefix}Config")
+    if adapter is not None:
+        given["model"] = adapted(base, adapter, arguments["model_init_kwargs"], settings.seed)
+        arguments = {k: v for k, v in arguments.items() if k != "model_init_kwargs"}
     trainer: Trainer = trainer_class(args=config(**arguments), **given)
+    if adapter is not None:
+        wire(trainer)
+        trainer.add_callback(WholeModels(base, trainer.model))
+        if method.recipe.rewarded:
+            sample_merged(trainer)
     trainer.sampled_before = found.sampled
     if mask is not None:
         from offaxis.train.sparse import restrict
@@ -307,6 +320,7 @@ def train_run(
     teacher: Path | None = None,
     cache: Path | None = None,
     mask: Mask | None = None,
+    adapter: AdapterSpec | None = None,
     progress: bool = True,
 ) -> Run:
     """Train `base` by the method `name` into `out`: `checkpoint-N`, `run.json`, `log.json`.
@@ -315,6 +329,7 @@ def train_run(
     checkpoints. A GPU is used if there is one. `teacher` is the model that distillation learns
     from, `cache` a directory for samples that further runs from these models can use again. `mask`:
     the entries of matrices to train, all else frozen; without one every parameter is trained.
+    `adapter`: trained in the base's place; the checkpoints hold the weights that it makes of it.
     Everything random follows `settings.seed`; the global random state is changed.
     """
     from transformers import PrinterCallback
@@ -329,7 +344,16 @@ def train_run(
     arguments = _arguments(method, settings, out)
     with quiet_libraries(), cpu_threads(1):
         source = teacher if method.needs_teacher and teacher else base
-        trainer = _trainer(method, base, settings, arguments, source=source, cache=cache, mask=mask)
+        trainer = _trainer(
+            method,
+            base,
+            settings,
+            arguments,
+            source=source,
+            cache=cache,
+            mask=mask,
+            adapter=adapter,
+        )
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(_steps(settings, out.name, progress))
         cpu_started = time.process_time()
@@ -342,6 +366,8 @@ def train_run(
     sampled = _sampled(method, settings, trainer)
     record = _record(name, arguments, settings) | {
         "mask": None if mask is None else mask.rule,
+        "adapter": None if adapter is None else asdict(adapter),
+        "trainable": sum(one.numel() for one in trainer.model.parameters() if one.requires_grad),
         "seconds": round(seconds, 1),
         "cpu_seconds": round(cpu_seconds, 2),
         "sampled": sampled,
@@ -351,7 +377,9 @@ def train_run(
     (out / "log.json").write_text(json.dumps(log, indent=1) + "\n")
     steps = sorted(int(path.name.removeprefix("checkpoint-")) for path in out.glob("checkpoint-*"))
     found = tuple((step, out / f"checkpoint-{step}") for step in steps)
-    return Run(out.name, name, found, seconds, tuple(log), cpu_seconds, sampled)
+    return Run(
+        out.name, name, found, seconds, tuple(log), cpu_seconds, sampled, record["trainable"]
+    )
 
 
 def _record(name: str, arguments: dict[str, Any], settings: TrainingSettings) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from offaxis.train.adapters import ADAPTERS, AdapterSpec, adapt, wire
     from offaxis.train.arguments import Arguments, read_arguments
     from offaxis.train.checkpoints import DeltaCheckpointCallback, restore_checkpoint
     from offaxis.train.divergence import DivergenceCallback
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     )
 
 _HOME = {
+    "ADAPTERS": "adapters",
+    "AdapterSpec": "adapters",
+    "adapt": "adapters",
+    "wire": "adapters",
     "METHODS": "methods",
     "Arguments": "arguments",
     "DeltaCheckpointCallback": "checkpoints",
@@ -43,7 +48,9 @@ _HOME = {
 }
 
 __all__ = [
+    "ADAPTERS",
     "METHODS",
+    "AdapterSpec",
     "Arguments",
     "DeltaCheckpointCallback",
     "DivergenceCallback",
@@ -51,6 +58,7 @@ __all__ = [
     "Method",
     "Outcome",
     "SparseAdamW",
+    "adapt",
     "fisher_scores",
     "gradient_scores",
     "leash_named",
@@ -62,6 +70,7 @@ __all__ = [
     "run",
     "score_checkpoint",
     "train",
+    "wire",
 ]
 
 

@@ -67,8 +67,9 @@ class ExtraArguments:
     sample_max_new_tokens: int = _told("Length of these samples, at most.", 512)
     sample_batch_size: int = _told("Samples drawn at once.", 256)
     adapter: dict[str, Any] | str | None = _told(
-        "A PEFT configuration, a mapping with peft_type (JSON on a command line). TRL's use_peft "
-        "and lora_ keys work too."
+        "An adapter by name, such as lora or milora?rank=16, a mapping with method, or a PEFT "
+        "configuration with peft_type (JSON on a command line). TRL's use_peft and lora_ keys work "
+        "too."
     )
     mask: str | None = _told(
         "Train only a mask's entries: a file of offaxis mask, or a rule, such as safe or "
@@ -93,7 +94,7 @@ class ExtraArguments:
 
     def __post_init__(self) -> None:
         self.leash_options = mapping("leash_options", self.leash_options)
-        self.adapter = mapping("adapter", self.adapter)
+        self.adapter = _adapter(self.adapter)
         self._check_mask()
         for name in ("dynamic_sampling_rounds", "kl_every", "overlong_cache", "mask_refresh"):
             value = getattr(self, name)
@@ -119,6 +120,16 @@ class ExtraArguments:
             raise InputError(f"{alone[0]} without a mask: name a file or a rule with mask")
         if self.mask is not None and self.adapter is not None:
             raise InputError("mask with adapter: an adapter trains weights of its own; choose one")
+
+
+def _adapter(value: dict[str, Any] | str | None) -> dict[str, Any] | str | None:
+    """A mapping, or the text that names one of offaxis's adapters, checked."""
+    if isinstance(value, str) and not value.lstrip().startswith("{"):
+        from offaxis.train.adapters.methods import AdapterSpec
+
+        AdapterSpec.parse(value)
+        return value
+    return mapping("adapter", value)
 
 
 def mapping(name: str, value: dict[str, Any] | str | None) -> dict[str, Any] | None:

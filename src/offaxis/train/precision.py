@@ -47,7 +47,7 @@ def give_masters(model: Any, *, learning_rate: float, insist: bool) -> str:
     """Make every trainable half-precision parameter float32, unless the user insists otherwise.
 
     Call it before the optimizer is made. Returns a warning, or nothing where all was float32.
-    Frozen parameters keep their dtype.
+    Frozen parameters keep their dtype, and so does what a trained norm hands on to them.
     """
     half = [p for p in model.parameters() if p.requires_grad and p.dtype in _HALF]
     if not half:
@@ -62,4 +62,22 @@ def give_masters(model: Any, *, learning_rate: float, insist: bool) -> str:
         return f"{what}, for good. pure_bf16 is set, so they are trained as they are"
     with torch.no_grad():  # _apply: FSDP2 keeps views of its shards, which .data would leave behind
         model._apply(lambda one: one.float() if one.requires_grad and one.dtype in _HALF else one)
+    _keep_outputs(model)
     return f"{what}. They are trained as float32 masters (pure_bf16: true would keep {name})"
+
+
+def _keep_outputs(model: Any) -> None:
+    """Have norms with masters give back their input's dtype, where frozen weights expect it."""
+    if not any(p.dtype in _HALF for p in model.parameters()):
+        return
+    for module in model.modules():
+        weight = module._parameters.get("weight")
+        if weight is not None and weight.requires_grad and weight.ndim == 1:
+            module.register_forward_hook(_as_input)
+
+
+def _as_input(module: Any, inputs: Any, output: Any) -> Any:
+    given = inputs[0] if inputs else None
+    if not isinstance(given, torch.Tensor) or not isinstance(output, torch.Tensor):
+        return output
+    return output.to(given.dtype) if given.is_floating_point() else output

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offaxis.errors import CheckpointError, InputError
+from offaxis.train.adapters import adapt, wire
+from offaxis.train.adapters.asked import asked_adapter
 from offaxis.train.arguments import Arguments
 from offaxis.train.divergence import DivergenceCallback
 from offaxis.train.extras import mapping
@@ -134,6 +136,7 @@ def build_trainer(
     except ValueError as error:
         raise InputError(f"{method.name}: {error}") from error
     _restrict(arguments, trainer, mask, tell)
+    wire(trainer)
     for reward in rewards[0]:
         if hasattr(reward, "attach"):
             reward.attach(trainer)
@@ -203,6 +206,9 @@ def _model(arguments: Arguments) -> dict[str, Any]:
     import peft
     from trl import get_peft_config
 
+    spec = asked_adapter(arguments)
+    if spec is not None:
+        return {"model": adapt(_base(arguments), spec)}
     name = arguments.model.model_name_or_path
     options = mapping("adapter", arguments.extra.adapter)
     if options is not None:
@@ -214,14 +220,22 @@ def _model(arguments: Arguments) -> dict[str, Any]:
         adapter = get_peft_config(arguments.model)
     if adapter is None or not _may_overwrite(adapter):
         return {"model": name, "peft_config": adapter}
-    from transformers import AutoModelForCausalLM, set_seed
+    return {"model": prepare_peft_model(_base(arguments), adapter)}
 
+
+def _base(arguments: Arguments) -> Any:
+    """The base in memory, the random state at the run's seed."""
+    from transformers import AutoModelForCausalLM, set_seed
+    from trl import get_quantization_config
+
+    name, loading = arguments.model.model_name_or_path, dict(arguments.config.model_init_kwargs)
+    if (quantised := get_quantization_config(arguments.model)) is not None:
+        loading["quantization_config"] = quantised
     set_seed(arguments.config.seed)
     try:
-        base = AutoModelForCausalLM.from_pretrained(name, **arguments.config.model_init_kwargs)
+        return AutoModelForCausalLM.from_pretrained(name, **loading)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{name}: {error}") from error
-    return {"model": prepare_peft_model(base, adapter)}
 
 
 def _may_overwrite(adapter: Any) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 from offaxis.errors import InputError
 from offaxis.lab.training import METHODS, TrainingSettings
 from offaxis.masks.expression import parse
+from offaxis.train.adapters.methods import AdapterSpec
 
 __all__ = ["BASE_METHOD", "RunConfig", "distinct", "expand", "read_grid"]
 
@@ -22,7 +23,7 @@ BASE_METHOD = "base"
 """The method of the row that holds the untrained base's scores, one a task."""
 
 _STUDIES = Path(__file__).parent.parent / "studies"
-_ORDER = ("seed", "learning_rate", "task", "method", "mask")
+_ORDER = ("seed", "learning_rate", "task", "method", "mask", "adapter")
 """What varies slowest first, so that a queue that is stopped early has whole replications."""
 
 
@@ -53,6 +54,9 @@ class RunConfig:
     for a rule with `subnetwork`, which is that of the twin, the run's own seed."""
     own_exam: bool = False
     """Score the run's own exam alone: no other task, nothing harder."""
+    adapter: str = ""
+    """Train this adapter, `METHOD` or `METHOD?key=value` (`offaxis.train.adapters.AdapterSpec`).
+    Nothing: the model itself is trained; "full" is that too."""
 
     def settings(self) -> TrainingSettings:
         """The training side of the run, checked."""
@@ -67,6 +71,12 @@ class RunConfig:
             return None
         seed = self.seed if self.twin_seed < 0 else self.twin_seed
         return replace(self, mask="all", twin_seed=-1, seed=seed)
+
+    @property
+    def adapter_spec(self) -> AdapterSpec | None:
+        """The adapter that is trained in the model's place, if any."""
+        spec = AdapterSpec.parse(self.adapter) if self.adapter else None
+        return None if spec is None or spec.about.make is None else spec
 
     @property
     def revision(self) -> int:
@@ -84,7 +94,12 @@ class RunConfig:
         base: digest of the base's weights. Whether checkpoints are kept does not count; a
         method's revision does, from the first on.
         """
-        later = {"mask": "", "twin_seed": -1, "own_exam": False}  # absent from older identities
+        later = {
+            "mask": "",
+            "twin_seed": -1,
+            "own_exam": False,
+            "adapter": "",
+        }  # absent from older identities
         told = {
             name: value
             for name, value in asdict(self).items()
@@ -135,10 +150,10 @@ def expand(grids: Sequence[Mapping[str, Any]], *, where: str = "grid") -> list[R
             _check(config, f"{where}, table {number}")
             runs.append(config)
     found = distinct(runs)
-    # The place of a method and of a mask in the file, not its name, decides its turn.
+    # The place of a method, mask or adapter in the file, not its name, decides its turn.
     places = {
         name: list(dict.fromkeys(getattr(config, name) for config in found))
-        for name in ("method", "mask")
+        for name in ("method", "mask", "adapter")
     }
     return sorted(
         found,
@@ -196,5 +211,9 @@ def _check(config: RunConfig, where: str) -> None:
         config.settings()
         if config.mask:
             parse(config.mask)
+        if config.adapter:
+            AdapterSpec.parse(config.adapter)
+            if config.mask:
+                raise InputError("mask and adapter: a run has one of them")
     except InputError as error:
         raise InputError(f"{where}: {error}") from error

@@ -60,6 +60,8 @@ def execute(store: Store, config: RunConfig) -> None:
         "teacher": store.teacher_digest if config.needs_teacher else None,
         "mask": config.mask or None,
         "mask_density": density,
+        "adapter": config.adapter or None,
+        "trainable": run.trainable if run else None,
         "sampled": run.sampled if run else None,
         "train_seconds": run.seconds if run else 0.0,
         "train_cpu_seconds": run.cpu_seconds if run else 0.0,
@@ -131,6 +133,7 @@ def _trained(store: Store, config: RunConfig, work: Path, mask: Mask | None) -> 
         teacher=store.teacher if config.needs_teacher else None,
         cache=store.directory / "samples",
         mask=mask,
+        adapter=config.adapter_spec,
     )
 
 

@@ -82,6 +82,8 @@ RUN: dict[str, Any] = {
     "mask": pl.String(),
     "twin_seed": pl.Int64(),
     "mask_density": pl.Float64(),
+    "adapter": pl.String(),
+    "trainable": pl.Int64(),
     "base": pl.String(),
     "teacher": pl.String(),
     "sampled": pl.Int64(),
@@ -95,8 +97,9 @@ RUN: dict[str, Any] = {
 }
 """Columns of a row. `revision`: of the method, 0 the first. `mask`: the rule that says what was
 trained, `mask_density`: the share of the matrices' entries that it selects; null where all was
-trained. `base`, `teacher`: digests of weights. `sampled`: completions that models were sampled for,
-for the data and in training.
+trained. `adapter`: what was trained in the base's place; `trainable`: parameters with gradients.
+`base`, `teacher`: digests of weights. `sampled`: completions that models were sampled for, for the
+data and in training.
 `train_seconds`: with loading and sampling, on the clock; `train_cpu_seconds`: of the steps alone.
 `peak_mib`: the largest resident size of the run's process. `versions`: JSON."""
 

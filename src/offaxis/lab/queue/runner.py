@@ -24,6 +24,7 @@ from offaxis.lab.queue.store import PATIENCE, State, Store, is_held
 __all__ = ["cores", "is_running", "start", "stop", "wait", "work"]
 
 _PRELOADED = [
+    "offaxis.train.adapters",
     "offaxis.train.sparse",
     "offaxis.lab.queue.job",
     "offaxis.lab.teacher",
@@ -176,8 +177,8 @@ def _collect(store: Store, active: dict[str, tuple[BaseProcess, RunConfig, float
 
 
 def _words(config: RunConfig) -> str:
-    mask = f" [{config.mask}]" if config.mask else ""
-    return f"{config.method} {config.task} lr {config.learning_rate:g} seed {config.seed}{mask}"
+    what = f" [{config.mask or config.adapter}]" if config.mask or config.adapter else ""
+    return f"{config.method} {config.task} lr {config.learning_rate:g} seed {config.seed}{what}"
 
 
 def _say(line: str) -> None:

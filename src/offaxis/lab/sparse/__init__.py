@@ -11,6 +11,7 @@ from typing import Any
 import polars as pl
 
 from offaxis.errors import InputError
+from offaxis.lab.blocks import refreshed
 from offaxis.lab.queue import read_rows
 from offaxis.lab.sparse.curve import leaves
 from offaxis.lab.sparse.naming import label
@@ -18,7 +19,7 @@ from offaxis.lab.sparse.questions import QUESTIONS, answers, verdicts
 from offaxis.lab.sparse.recovery import agreements, recovered, recovery
 from offaxis.lab.sparse.sensitivity import by_rate, changes, ranking
 from offaxis.lab.sparse.summary import MEASURES, Runs, kinds, summarise
-from offaxis.lab.sparse.words import markdown, refreshed
+from offaxis.lab.sparse.words import blocks, markdown
 from offaxis.output import staged_directory, staged_file
 
 __all__ = ["SparseStudy"]
@@ -134,7 +135,7 @@ class SparseStudy:
         }
 
     def refresh(self, path: str | Path) -> None:
-        """Make the marked blocks of a Markdown file new (`words.refreshed`).
+        """Make the marked blocks of a Markdown file new (`blocks.refreshed`).
 
         InputError where there is no such file, or where it asks for a block that is not known.
         """
@@ -143,7 +144,7 @@ class SparseStudy:
             text = file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{file}: cannot be read as a text file: {error}") from error
-        new = refreshed(text, self, where=str(file))
+        new = refreshed(text, blocks(self), where=str(file))
         with staged_file(file) as staged:
             staged.write_text(new, encoding="utf-8")
 

@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from offaxis.lab.claims import MARGINS, judge
+from offaxis.lab.paired import Difference, Spread, difference, holm, spread
 from offaxis.lab.sparse.naming import ordered
-from offaxis.lab.sparse.paired import Difference, Spread, difference, holm, spread
-from offaxis.lab.sparse.questions import MARGINS, judge
 from offaxis.lab.sparse.summary import Rates, Runs, kinds
 
 __all__ = ["LEAVES", "NEAREST", "SCALES", "leaves"]

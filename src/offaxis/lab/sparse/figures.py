@@ -11,6 +11,7 @@ import polars as pl
 
 from offaxis.comparison.sampling import student_t
 from offaxis.lab.naming import NAMES
+from offaxis.lab.paired import Spread, spread
 from offaxis.lab.plots import COLOURS, new_figure
 from offaxis.lab.sparse.naming import (
     ALL,
@@ -28,7 +29,6 @@ from offaxis.lab.sparse.naming import (
     ordered,
     random_like,
 )
-from offaxis.lab.sparse.paired import Spread, spread
 from offaxis.lab.sparse.recovery import MEASURES as AGREEING
 from offaxis.lab.sparse.recovery import agreeing
 from offaxis.lab.sparse.summary import RATES, Rates, Runs, kinds

@@ -21,10 +21,11 @@ from typing import Any
 
 import polars as pl
 
+from offaxis.lab.claims import Claim, Measured, Word, as_row, compared, verdict
 from offaxis.lab.methods.summary import over_seeds
 from offaxis.lab.sparse.naming import ALL, SUBNETWORK, matched_like, ordered, random_like
-from offaxis.lab.sparse.questions import COMPARISONS, Claim, Word, as_row, compared, verdict
-from offaxis.lab.sparse.summary import Measured, Runs, last_values
+from offaxis.lab.sparse.questions import COMPARISONS
+from offaxis.lab.sparse.summary import Runs, last_values
 
 __all__ = [
     "AGREEMENT",
@@ -141,7 +142,7 @@ def recovery(runs: Runs) -> pl.DataFrame:
             return _at(runs, method, rate, measure)
 
         told = {"question": "recovery", "rates": f"{rate:g}", "method": method}
-        found += [told | as_row(one) for one in compared(_CLAIMS, measured)]
+        found += [told | as_row(one, "mask") for one in compared(_CLAIMS, measured)]
         found.append(told | _nearly(measured("twin_same_changed")))
     return pl.DataFrame(found, schema=COMPARISONS)
 

@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from offaxis.lab.claims import MARGINS, SIGNIFICANT
+from offaxis.lab.paired import Difference, Spread, difference, holm, kendall, spread
 from offaxis.lab.sparse.naming import ALL, ordered
-from offaxis.lab.sparse.paired import Difference, Spread, difference, holm, spread
-from offaxis.lab.sparse.questions import MARGINS, SIGNIFICANT
 from offaxis.lab.sparse.summary import Runs, last_values
 
 __all__ = ["BY_RATE", "CHANGES", "by_rate", "changes", "ranking"]
@@ -197,8 +197,4 @@ def ranking(runs: Runs, pairs: pl.DataFrame) -> list[dict[str, Any]]:
 def _tau(scores: Mapping[str, Mapping[str, Scores]]) -> float | None:
     """Kendall's tau-a of the masks' accuracies at the two kinds of rate."""
     means = [[float(one.mean()) for one in scores[kind].values()] for kind in ("shared", "own")]
-    signs = [
-        float(np.sign(means[0][i] - means[0][j]) * np.sign(means[1][i] - means[1][j]))
-        for i, j in combinations(range(len(means[0])), 2)
-    ]
-    return float(np.mean(signs)) if signs else None
+    return float(kendall(*map(np.array, means))) if len(means[0]) > 1 else None

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import polars as pl
 
 from offaxis.errors import InputError
+from offaxis.lab.claims import Measured
 from offaxis.lab.methods.summary import over_seeds
 from offaxis.lab.queue.grid import BASE_METHOD
 from offaxis.lab.queue.rows import by_checkpoint
@@ -28,7 +29,6 @@ __all__ = [
     "RATES",
     "SUMMARY",
     "TWIN",
-    "Measured",
     "Rates",
     "Runs",
     "kinds",
@@ -45,9 +45,6 @@ def kinds(method: str) -> tuple[Rates, ...]:
     """The kinds of rate at which a method's masks are tested: the shared one under RL alone."""
     return RATES if METHODS[method].on_policy else RATES[:1]
 
-
-Measured = Mapping[str, Mapping[int, npt.NDArray[np.float64]]]
-"""Mask -> seed -> a measure: one number a problem (accuracy), or a single one."""
 
 MEASURES: Mapping[str, str] = {
     "accuracy": "accuracy, avg@k on held-out problems",

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import polars as pl
 
-from offaxis.errors import InputError
+from offaxis.lab.blocks import (
+    SIGNS,
+    comparison_table,
+    decimal,
+    difference_cell,
+    markdown_table,
+    mean_cell,
+)
 from offaxis.lab.naming import NAMES
 from offaxis.lab.sparse.naming import ALL, label
-from offaxis.lab.sparse.questions import LOGARITHMIC, QUESTIONS
+from offaxis.lab.sparse.questions import QUESTIONS
 from offaxis.lab.sparse.recovery import LEVELS
 from offaxis.lab.sparse.summary import RATES, kinds
 
 if TYPE_CHECKING:
     from offaxis.lab.sparse import SparseStudy
 
-__all__ = ["blocks", "markdown", "refreshed"]
+__all__ = ["blocks", "markdown"]
 
-_SIGNS = {"holds": "**holds**", "does not": "does not", "cannot tell": "?"}
 _HEADINGS = {
     "accuracy": "accuracy",
     "gain": "gain",
@@ -64,30 +68,6 @@ def blocks(study: SparseStudy) -> dict[str, str]:
     return found
 
 
-_MARK = re.compile(r"<!-- block: ([\w-]+) -->\n.*?<!-- end -->", re.DOTALL)
-
-
-def refreshed(text: str, study: SparseStudy, *, where: str = "the text") -> str:
-    """A Markdown text with what lies between `<!-- block: NAME -->` and `<!-- end -->` made new.
-
-    InputError where a name is not known.
-    """
-    known = blocks(study)
-    unknown = [name for name in _MARK.findall(text) if name not in known]
-    if unknown:
-        raise InputError(f"{where}: no block {', '.join(unknown)}; there are {', '.join(known)}")
-    return _MARK.sub(
-        lambda found: f"<!-- block: {found[1]} -->\n{known[found[1]]}\n<!-- end -->", text
-    )
-
-
-def _table(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    if not rows:
-        return f"{caption}\n\n*No runs yet.*"
-    lines = [caption, "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
-
-
 def _state(study: SparseStudy) -> str:
     points, rates = study.runs.points, study.runs.open_rates
     counts = dict(points.filter("last").group_by("stage").len().iter_rows())
@@ -116,7 +96,7 @@ def _rates(table: pl.DataFrame) -> str:
             for row in own.iter_rows(named=True)
         }
         rows.append([NAMES[method], label(mask), *(cells.get(rate, "—") for rate in tried)])
-    return _table(caption, ["method", "mask", *(f"{rate:g}" for rate in tried)], rows)
+    return markdown_table(caption, ["method", "mask", *(f"{rate:g}" for rate in tried)], rows)
 
 
 def _masks(summary: pl.DataFrame, method: str, rates: str) -> str:
@@ -133,85 +113,32 @@ def _masks(summary: pl.DataFrame, method: str, rates: str) -> str:
         seeds = max(row["seeds"] for name, row in found.items() if "distance" not in name)
         rows.append(
             [label(mask), density, f"{first['learning_rate']:g}", str(seeds)]
-            + [_cell(found.get(name)) for name in measures]
+            + [mean_cell(found.get(name)) for name in measures]
         )
     head = ["mask", "density", "rate", "seeds", *(_HEADINGS[name] for name in measures)]
-    return _table(caption, head, rows)
-
-
-def _cell(row: Mapping[str, Any] | None) -> str:
-    """`0.612 ± 0.034`: two digits of the half width; three of a mean without a width."""
-    if row is None or row["value"] is None:
-        return "—"
-    half = 0.0 if row["low"] is None else (row["high"] - row["low"]) / 2
-    if half <= 1e-9 * abs(row["value"]):  # one seed, or seeds that are all the same
-        return _number(row["value"], _places(abs(row["value"]), digits=3))
-    places = _places(half, digits=2)
-    return f"{_number(row['value'], places)} ± {half:.{places}f}"
-
-
-def _places(scale: float, *, digits: int) -> int:
-    """Decimals that show so many digits of a number."""
-    return min(7, max(0, digits - 1 - math.floor(math.log10(scale)))) if scale > 0 else 3
-
-
-def _number(value: float, places: int, sign: str = "") -> str:
-    return f"{round(value, places) + 0.0:{sign}.{places}f}".replace("-", "−")  # no negative zero
+    return markdown_table(caption, head, rows)
 
 
 def _verdicts(study: SparseStudy) -> str:
-    caption = "**What holds** (by the rule of `offaxis.lab.sparse.questions`)"
+    caption = "**What holds** (by the rule of `offaxis.lab.claims`)"
     rows = []
     words = {(q, claim, rates): word for q, claim, rates, word in study.verdicts.iter_rows()}
     for question in QUESTIONS:
         for number, claim in enumerate(question.claims):
             cells = [
-                _SIGNS.get(words.get((question.name, claim.text, rates), ""), "—")
-                for rates in RATES
+                SIGNS.get(words.get((question.name, claim.text, rates), ""), "—") for rates in RATES
             ]
             rows.append([question.title if not number else "", claim.text, *cells])
-    return _table(caption, ["question", "claim", "own rate", "shared rate"], rows)
+    return markdown_table(caption, ["question", "claim", "own rate", "shared rate"], rows)
 
 
 def _question(comparisons: pl.DataFrame, name: str) -> str:
     """Mask minus each other at both kinds of rate."""
     own = comparisons.filter(question=name)
-    rows: list[list[str]] = []
     title = next(one.title for one in QUESTIONS if one.name == name)
     caption = f"**{title}** (difference, 95 % interval, Holm's p)"
-    keys = ("claim", "measure", "mask", "against")
-    for claim, measure, mask, other in own.select(keys).unique(maintain_order=True).iter_rows():
-        both = own.filter(claim=claim, measure=measure, mask=mask, against=other)
-        found = {row["rates"]: row for row in both.iter_rows(named=True)}
-        last = rows[-1][0] if rows else None
-        same = last == claim or (last == "" and _claim_of(rows) == claim)
-        cells = [_difference(found[rates]) if rates in found else "—" for rates in RATES]
-        rows.append(["" if same else claim, f"{label(mask)} − {label(other)}", *cells])
-    return _table(caption, ["claim", "difference", "own rate", "shared rate"], rows)
-
-
-def _claim_of(rows: Sequence[Sequence[str]]) -> str:
-    """The claim that stands above the last rows."""
-    return next((row[0] for row in reversed(rows) if row[0]), "")
-
-
-def _difference(row: Mapping[str, Any]) -> str:
-    """`+0.021 [−0.010, +0.052], p 0.3: ?`; KL as a change in percent."""
-    if row["value"] is None:
-        return "—"
-    ratio = row["measure"] in LOGARITHMIC
-    numbers = [
-        None if row[name] is None else 100 * math.expm1(row[name]) if ratio else row[name]
-        for name in ("value", "low", "high")
-    ]
-    value, low, high = ("" if n is None else _number(n, 0 if ratio else 3, "+") for n in numbers)
-    interval = f"[{low}, {high}]" if low else "(one seed)"
-    p = "" if row["p_holm"] is None else f", p {_p(row['p_holm'])}"
-    return f"{value}{' %' if ratio else ''} {interval}{p}: {_SIGNS[row['word']]}"
-
-
-def _p(value: float) -> str:
-    return f"{value:.1g}" if value < 0.1 else f"{value:.2f}"
+    kinds = {"own": "own rate", "shared": "shared rate"}
+    return comparison_table(caption, own, arm="mask", label=label, kinds=kinds)
 
 
 def _subnetworks(study: SparseStudy) -> str:
@@ -226,10 +153,10 @@ def _subnetworks(study: SparseStudy) -> str:
         found = {row["measure"]: row for row in own.iter_rows(named=True)}
         first = next(iter(found.values()))
         name = "a full run of another seed" if mask == ALL else label(mask)
-        cells = [_cell(found.get(measure)) for measure in _AGREEING]
+        cells = [mean_cell(found.get(measure)) for measure in _AGREEING]
         seeds, density = str(first["seeds"]), f"{first['density']:.3g}"
         rows.append([NAMES[method], f"{rate:g}", name, density, seeds, *cells])
-    return _table(
+    return markdown_table(
         caption, ["method", "rate", "trained", "density", "seeds", *_AGREEING.values()], rows
     )
 
@@ -245,9 +172,11 @@ def _recovery(study: SparseStudy) -> str:
             table.filter(method=method, learning_rate=rate).select("level", "word").iter_rows()
         )
         rows.append(
-            [NAMES[method], f"{rate:g}", *(_SIGNS[words[one]] for one in (*LEVELS, "all three"))]
+            [NAMES[method], f"{rate:g}", *(SIGNS[words[one]] for one in (*LEVELS, "all three"))]
         )
-    return _table(caption, ["method", "rate", *(f"its {one}" for one in LEVELS), "all"], rows)
+    return markdown_table(
+        caption, ["method", "rate", *(f"its {one}" for one in LEVELS), "all"], rows
+    )
 
 
 def _ranking(study: SparseStudy) -> str:
@@ -256,9 +185,9 @@ def _ranking(study: SparseStudy) -> str:
         "selection seed; pairs of masks, Holm over pairs)"
     )
     rows = [
-        [NAMES[one["method"]], "—" if one["tau"] is None else _number(one["tau"], 2)]
+        [NAMES[one["method"]], "—" if one["tau"] is None else decimal(one["tau"], 2)]
         + [str(one[key]) for key in ("pairs", "ordered_shared", "ordered_own")]
-        + [str(one["changed"]), str(one["reversed"]), _SIGNS[one["word"]]]
+        + [str(one["changed"]), str(one["reversed"]), SIGNS[one["word"]]]
         for one in study.ranking
         if one["tau"] is not None
     ]
@@ -266,7 +195,7 @@ def _ranking(study: SparseStudy) -> str:
         "method", "Kendall's τ", "pairs", "ordered at the shared rate", "at own rates",
         "difference changes", "order reversed", "the rate matters",
     ]  # fmt: skip
-    return _table(caption, head, rows)
+    return markdown_table(caption, head, rows)
 
 
 def _curve(leaves: pl.DataFrame) -> str:
@@ -278,7 +207,7 @@ def _curve(leaves: pl.DataFrame) -> str:
     head = ["method", "mask"]
     for scale in ("KL", "‖ΔW‖"):
         head += [f"at equal {scale}, {rates} rate" for rates in RATES]
-    return _table(caption, head, rows)
+    return markdown_table(caption, head, rows)
 
 
 def _curve_rows(leaves: pl.DataFrame) -> Iterator[Sequence[str]]:
@@ -289,5 +218,5 @@ def _curve_rows(leaves: pl.DataFrame) -> Iterator[Sequence[str]]:
         for scale in ("kl_tuned_base", "relative_update_norm"):
             for rates in RATES:
                 row = found.get((scale, rates))
-                cells.append(_difference(row | {"measure": ""}) if row else "—")
+                cells.append(difference_cell(row | {"measure": ""}) if row else "—")
         yield [NAMES[method], label(mask), *cells]

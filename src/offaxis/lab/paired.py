@@ -1,18 +1,19 @@
-"""The difference of two masks over shared seeds and problems, its interval, and Holm's correction.
+"""The difference of two arms over shared seeds and problems, its interval, and Holm's correction.
 
-Runs of one seed see the same data in the same order and sit the same exam, so differences are
-paired by seed and by problem. Problems are resampled. Seeds are not: three values cannot be (a
-bootstrap of three differences leaves out zero whenever they share a sign, one time in four under no
-effect). What runs vary by from seed to seed is estimated from all masks, drawn towards the pair's
-own as far as masks differ in it (a moderated variance: Smyth 2004, "Linear models and empirical
-Bayes methods", section 3), and drawn from Student's t.
+An arm is what a study compares: a mask, an adapter. Runs of one seed see the same data in the same
+order and sit the same exam, so differences are paired by seed and by problem. Problems are
+resampled. Seeds are not: three values cannot be (a bootstrap of three differences leaves out zero
+whenever they share a sign, one time in four under no effect). What runs vary by from seed to seed
+is estimated from all arms, drawn towards the pair's own as far as arms differ in it (a moderated
+variance: Smyth 2004, "Linear models and empirical Bayes methods", section 3), and drawn from
+Student's t.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -20,24 +21,44 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-__all__ = ["DRAWS", "Difference", "Spread", "difference", "holm", "plain_interval", "spread"]
+__all__ = [
+    "DRAWS",
+    "Difference",
+    "Spread",
+    "difference",
+    "holm",
+    "kendall",
+    "plain_interval",
+    "resamples",
+    "spread",
+]
 
 Floats = npt.NDArray[np.float64]
 
 DRAWS = 10_000
 LEVEL = 0.95
 FEWEST = 4
-"""Masks from which it can be judged whether they differ in how much their runs vary."""
+"""Arms from which it can be judged whether they differ in how much their runs vary."""
 
 
 @dataclass(frozen=True)
 class Spread:
-    """The variance of one run about what its mask and its seed do on the average."""
+    """The variance of one run about what its arm and its seed do on the average."""
 
     variance: float
     degrees: float
     """What it weighs beside the variance of a single pair: the degrees of freedom that it was
-    estimated with, or fewer where masks differ in how much their runs vary."""
+    estimated with, or fewer where arms differ in how much their runs vary."""
+    each: Mapping[str, tuple[float, int]] = field(default_factory=dict)
+    """Of single arms, with their degrees of freedom."""
+
+    def of(self, arm: str) -> tuple[float, float]:
+        """The moderated variance of one run of an arm, and its degrees of freedom."""
+        own, degrees = self.each.get(arm, (0.0, 0))
+        whole = self.degrees + degrees
+        if math.isinf(whole):
+            return self.variance, whole
+        return (self.degrees * self.variance + degrees * own) / whole, whole
 
 
 @dataclass(frozen=True)
@@ -62,33 +83,34 @@ class Difference:
 
 
 def spread(values: Mapping[str, Mapping[int, float]]) -> Spread | None:
-    """From mask -> seed -> a number: the residual of an additive model of masks and seeds.
+    """From arm -> seed -> a number: the residual of an additive model of arms and seeds.
 
     Randomised blocks: seeds are the blocks, cells may be missing. None where no degree is left.
     """
-    cells = [(mask, seed) for mask, row in values.items() for seed in row]
-    masks, seeds = sorted({one for one, _ in cells}), sorted({one for _, one in cells})
+    cells = [(arm, seed) for arm, row in values.items() for seed in row]
+    arms, seeds = sorted({one for one, _ in cells}), sorted({one for _, one in cells})
     design = np.array(
         [
-            [*(mask == one for one in masks), *(seed == one for one in seeds[1:])]
-            for mask, seed in cells
+            [*(arm == one for one in arms), *(seed == one for one in seeds[1:])]
+            for arm, seed in cells
         ],
         dtype=np.float64,
     )
     if not cells:
         return None
-    told = np.array([values[mask][seed] for mask, seed in cells])
+    told = np.array([values[arm][seed] for arm, seed in cells])
     solution, _, rank, _ = np.linalg.lstsq(design, told)
     degrees = len(cells) - int(rank)
     if degrees < 1:
         return None
     squares = (told - design @ solution) ** 2
-    each = [
-        (float(own.sum()) / (own.size - 1), own.size - 1)
-        for mask in masks
-        if (own := squares[design[:, masks.index(mask)] == 1]).size > 1
-    ]
-    return Spread(float(squares.sum()) / degrees, min(degrees, _prior(each)))
+    each = {
+        arm: (float(own.sum()) / (own.size - 1), own.size - 1)
+        for place, arm in enumerate(arms)
+        if (own := squares[design[:, place] == 1]).size > 1
+    }
+    prior = min(degrees, _prior(list(each.values())))
+    return Spread(float(squares.sum()) / degrees, prior, each)
 
 
 def _prior(each: Sequence[tuple[float, int]]) -> float:
@@ -123,7 +145,7 @@ def difference(
     draws: int = DRAWS,
     seed: int = 0,
 ) -> Difference:
-    """The difference of two masks: each (seeds, problems), the same of both in the same order.
+    """The difference of two arms: each (seeds, problems), the same of both in the same order.
 
     The interval adds two uncertainties. Problems: a bootstrap over the mean difference of each,
     shrunk to the part that repeats over seeds (the rest is noise of sampling, which runs hold
@@ -141,7 +163,7 @@ def difference(
     variance, degrees = _between(by_seed, pooled)
     noise = np.random.default_rng(seed).standard_t(degrees, draws)
     noise *= math.sqrt(variance / seeds + common)
-    noise += _weights(apart.shape[1], draws, seed) @ _repeating(apart)
+    noise += resamples(apart.shape[1], draws, seed) @ _repeating(apart)
     half = float(np.quantile(np.abs(noise), LEVEL))
     p = (1 + int((np.abs(noise) >= abs(value)).sum())) / (draws + 1)
     return Difference(value, value - half, value + half, p, seeds, agree)
@@ -172,7 +194,7 @@ def _repeating(apart: Floats) -> Floats:
 
 
 @lru_cache(maxsize=8)
-def _weights(count: int, draws: int, seed: int) -> Floats:
+def resamples(count: int, draws: int, seed: int) -> Floats:
     """(draws, count): how much each of `count` items weighs in each resample; rows add to 1."""
     rng = np.random.default_rng([seed, count])
     drawn = rng.multinomial(count, np.full(count, 1 / count), size=draws)
@@ -188,8 +210,8 @@ def plain_interval(
     Told beside the other; nothing is judged by it (see the module's text).
     """
     apart = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
-    by_seed = _weights(apart.shape[1], draws, seed) @ apart.T
-    means = (by_seed * _weights(apart.shape[0], draws, seed + 1)).sum(axis=1)
+    by_seed = resamples(apart.shape[1], draws, seed) @ apart.T
+    means = (by_seed * resamples(apart.shape[0], draws, seed + 1)).sum(axis=1)
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
@@ -202,4 +224,12 @@ def holm(values: Sequence[float | None]) -> list[float | None]:
     for turn, (p, place) in enumerate(known):
         largest = max(largest, min(1.0, p * (len(known) - turn)))
         found[place] = largest
+    return found
+
+
+def kendall(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Kendall's tau-a along the last axis of two arrays of one shape, (..., arms) -> (...)."""
+    one, other = (np.sign(x[..., :, None] - x[..., None, :]) for x in (first, second))
+    count = first.shape[-1]
+    found: Floats = (one * other).sum(axis=(-2, -1)) / max(1, count * (count - 1))
     return found

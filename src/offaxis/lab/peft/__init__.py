@@ -1,0 +1,177 @@
+"""The comparison of adapters, from a queue's rows; tables, answers and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from offaxis.errors import InputError
+from offaxis.lab.blocks import refreshed
+from offaxis.lab.naming import NAMES
+from offaxis.lab.peft.naming import label
+from offaxis.lab.peft.questions import QUESTIONS, answers, verdicts
+from offaxis.lab.peft.ranking import agreement, power, ranking
+from offaxis.lab.peft.sensitivity import by_rate, collapses, rate_ratio, sensitivity
+from offaxis.lab.peft.summary import RATES, Runs
+from offaxis.lab.peft.variants import variants
+from offaxis.lab.peft.words import blocks, markdown
+from offaxis.lab.queue import read_rows
+from offaxis.output import staged_directory, staged_file
+
+__all__ = ["PeftStudy"]
+
+_TABLES = (
+    "ranking", "comparisons", "by_rate", "sensitivity", "collapses", "rate_ratio", "agreement",
+    "variants", "power",
+)  # fmt: skip
+_SHOWN = (
+    "place", "adapter", "learning_rate", "seeds", "accuracy", "difference", "p_holm",
+    "kl_tuned_base", "trainable", "train_cpu_seconds",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PeftStudy:
+    """A queue's rows; everything else follows from them. Runs may still be missing."""
+
+    rows: pl.DataFrame
+
+    @staticmethod
+    def read(source: str | Path) -> PeftStudy:
+        """From a queue's directory, a directory that `save` wrote, or a table of rows.
+
+        Raises InputError where it is none of them, or holds no base or no run on an adapter.
+        """
+        path = Path(source)
+        saved = path / "runs.parquet"
+        study = PeftStudy(read_rows(saved if saved.is_file() else path))
+        study.runs.points  # noqa: B018 (what cannot be read is refused here)
+        return study
+
+    @cached_property
+    def runs(self) -> Runs:
+        """The rows by what each run is for."""
+        return Runs(self.rows)
+
+    @cached_property
+    def ranking(self) -> pl.DataFrame:
+        """Adapters side by side, the best first: columns `ranking.RANKING`."""
+        return ranking(self.runs)
+
+    @cached_property
+    def comparisons(self) -> pl.DataFrame:
+        """Adapters against one another: columns `questions.COMPARISONS`."""
+        return answers(self.runs)
+
+    @cached_property
+    def verdicts(self) -> pl.DataFrame:
+        """The word for each claim at each kind of rate."""
+        return verdicts(self.comparisons)
+
+    @cached_property
+    def by_rate(self) -> pl.DataFrame:
+        """Accuracy by rate on the selection seeds: columns `sensitivity.BY_RATE`."""
+        return by_rate(self.runs)
+
+    @cached_property
+    def sensitivity(self) -> pl.DataFrame:
+        """What a rate beside the best costs: columns `sensitivity.SENSITIVITY`."""
+        return sensitivity(self.by_rate)
+
+    @cached_property
+    def collapses(self) -> pl.DataFrame:
+        """How often runs collapse: columns `sensitivity.COLLAPSES`."""
+        return collapses(self.runs)
+
+    @cached_property
+    def rate_ratio(self) -> pl.DataFrame:
+        """LoRA's best rate over full fine-tuning's: columns `sensitivity.RATIO`."""
+        return rate_ratio(self.runs)
+
+    @cached_property
+    def agreement(self) -> pl.DataFrame:
+        """The ranking under one algorithm against another: columns `ranking.AGREEMENT`."""
+        return agreement(self.runs)
+
+    @cached_property
+    def variants(self) -> pl.DataFrame:
+        """Ranks and batch sizes: columns `variants.VARIANTS`."""
+        return variants(self.runs)
+
+    @cached_property
+    def power(self) -> pl.DataFrame:
+        """What the test seeds could have told: columns `ranking.POWER`."""
+        return power(self.runs)
+
+    @cached_property
+    def others(self) -> dict[str, str]:
+        """The Markdown blocks of geometry and costs."""
+        from offaxis.lab.peft.costs import costs
+        from offaxis.lab.peft.costs import markdown as costs_markdown
+        from offaxis.lab.peft.geometry import blocks as geometry_blocks
+
+        return geometry_blocks(self.rows) | {"costs": costs_markdown(costs(self.rows))}
+
+    def tables(self) -> Iterator[tuple[str, pl.DataFrame]]:
+        """Titles and tables to read."""
+        names = pl.col("adapter").map_elements(label, return_dtype=pl.String)
+        for method in self.ranking["method"].unique(maintain_order=True):
+            for rates in RATES:
+                own = self.ranking.filter(method=method, rates=rates).with_columns(names)
+                if own.height:
+                    shown = own.rename({"rank": "place"}).select(_SHOWN)
+                    yield f"{NAMES[method]}, {rates} rate", shown
+        for question in QUESTIONS:
+            own = self.verdicts.filter(question=question.name)
+            yield question.title, own.select("claim", "rates", "word")
+        yield "What the rate costs", self.sensitivity.with_columns(names)
+        yield "Is the ranking the same under another algorithm?", self.agreement
+
+    def markdown(self) -> str:
+        """All tables as Markdown, in named blocks."""
+        return markdown(self)
+
+    def told(self) -> dict[str, Any]:
+        """What `offaxis lab peft --json` prints."""
+        return {
+            "schema": 1,
+            "runs": self.runs.trained.height,
+            "verdicts": self.verdicts.to_dicts(),
+            **{name: getattr(self, name).to_dicts() for name in _TABLES},
+        }
+
+    def refresh(self, path: str | Path) -> None:
+        """Make the marked blocks of a Markdown file new (`blocks.refreshed`).
+
+        InputError where there is no such file, or where it asks for a block that is not known.
+        """
+        file = Path(path)
+        try:
+            text = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{file}: cannot be read as a text file: {error}") from error
+        new = refreshed(text, blocks(self), where=str(file))
+        with staged_file(file) as staged:
+            staged.write_text(new, encoding="utf-8")
+
+    def save(self, directory: str | Path, *, overwrite: bool = False) -> Path:
+        """Write rows, tables and figures; the directory can be read again.
+
+        `runs.parquet`, a Parquet file a table, `peft.md` and figures. Raises OutputError where it
+        is not empty (unless `overwrite`).
+        """
+        from offaxis.lab.peft.figures import write_figures
+
+        out = Path(directory)
+        with staged_directory(out, overwrite=overwrite) as staged:
+            self.rows.write_parquet(staged / "runs.parquet", compression="zstd")
+            for name in _TABLES:
+                getattr(self, name).write_parquet(staged / f"{name}.parquet", compression="zstd")
+            (staged / "peft.md").write_text(self.markdown(), encoding="utf-8")
+            write_figures(self, staged)
+        return out

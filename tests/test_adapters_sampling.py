@@ -31,7 +31,8 @@ def model(
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        made = adapt(base, AdapterSpec(name, rank=4), seed=0)
+        sized = {} if "rank" in ADAPTERS[name].lacks else {"rank": 4}
+        made = adapt(base, AdapterSpec(name, **sized), seed=0)
     generator = torch.Generator().manual_seed(1)
     for parameter in made.parameters():
         if parameter.requires_grad:

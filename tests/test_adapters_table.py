@@ -91,6 +91,13 @@ def test_a_row_trains_what_it_says_and_nothing_else(name: str, family: str) -> N
     assert moved == set(sizes)
 
 
+@pytest.mark.parametrize("name", ROWS)
+def test_a_bfloat16_base_changes_nothing_of_what_is_trained(name: str) -> None:
+    """PEFT casts AdaLoRA's rank counts with the factors, and so makes them trainable."""
+    model = adapt(base().to(torch.bfloat16), spec(name), seed=0)
+    assert {path: one.numel() for path, one in trained(model).items()} == expected(name, "bundled")
+
+
 def test_full_trains_every_parameter() -> None:
     model = base().requires_grad_(False)
     assert adapt(model, "full") is model
@@ -98,14 +105,15 @@ def test_full_trains_every_parameter() -> None:
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_what_lora_fa_has_and_does_not_train_is_counted(name: str) -> None:
+def test_what_an_adapter_has_and_does_not_train_is_counted(name: str) -> None:
     told = made(spec(name), "llama").offaxis_adapted
     if name == "lora_fa":
         assert (
             told.adapter == made(spec("lora"), "llama").offaxis_adapted.trainable > told.trainable
         )
     else:
-        assert told.adapter == told.trainable
+        counts = len(told.modules) if name == "adalora" else 0  # of ranks, one a module
+        assert told.adapter == told.trainable + counts
 
 
 # What PeRL got wrong

@@ -60,7 +60,7 @@ def matrices(store: Store) -> list[str]:
     return [
         name
         for name, one in base.items()
-        if is_matrix(tuple(one.shape), place(name, tuple(one.shape)).role)
+        if is_matrix(tuple(one.shape), place(name, tuple(one.shape)))
     ]
 
 

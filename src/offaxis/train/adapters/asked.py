@@ -6,6 +6,7 @@ from typing import Any
 
 from offaxis.errors import InputError
 from offaxis.train.adapters.methods import AdapterSpec
+from offaxis.train.adapters.targets import EVERY
 from offaxis.train.arguments import Arguments
 from offaxis.train.extras import mapping
 
@@ -38,14 +39,17 @@ def foretold_adapter(arguments: Arguments) -> dict[str, Any] | None:
     if spec is None:
         return None
     about = spec.about
+    shared = {
+        "rank": spec.used_rank,
+        "alpha": spec.used_alpha,
+        "dropout": spec.dropout,
+        "target_modules": spec.target_modules or EVERY[about.targets],
+    }
     return {
         "method": spec.method,
         "says": about.says,
         "source": about.source,
         "trains": list(about.trains),
-        "rank": spec.used_rank,
-        "alpha": spec.used_alpha,
-        "dropout": spec.dropout,
-        "target_modules": spec.target_modules or f"all-{about.targets}",
+        **{name: one for name, one in shared.items() if name not in about.lacks},
         **{name: spec.option(name) for name in about.options},
     }

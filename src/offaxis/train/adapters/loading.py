@@ -13,7 +13,7 @@ from torch import nn
 from offaxis.checkpoint import AdapterCheckpoint, open_checkpoint
 from offaxis.checkpoint.lora import overwrites
 from offaxis.errors import CheckpointError
-from offaxis.train.reference.adapters import REF, _add_reference
+from offaxis.train.reference.adapters import REF, add_reference
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -140,7 +140,7 @@ def place(
             _fill(made, stored.initial, empty=empty)
             if not empty:
                 _take_out(made)
-            _add_reference(made)
+            add_reference(made)
             made.offaxis_base = REF
         if pruned is not None:
             config.rank_pattern = pruned

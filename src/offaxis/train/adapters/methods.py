@@ -315,7 +315,8 @@ _ALL = (
                   "W₀ + s B diag(E) A, E pruned to the rank on average, ‖AAᵀ − I‖ and ‖BᵀB − I‖ "
                   "in the loss", "arXiv 2303.10512", _adalora,
                   {"initial_rank": None, "warmup": 0.1, "cooldown": 0.3, "every": 1,
-                   "beta1": 0.85, "beta2": 0.85, "orthogonality": 0.5}),
+                   "beta1": 0.85, "beta2": 0.85, "orthogonality": 0.5},
+                  frozen=("ranknum",)),  # which PEFT's cast of a bfloat16 base would train
     AdapterMethod("miss", ("miss_block",), "W₀ + D, one (r, out) block repeated over the inputs",
                   "arXiv 2409.15371", _miss, lacks=_SCALE),
     AdapterMethod("pissa", _AB, "W₀ + s (B A − B₀ A₀), s B₀A₀ the first r singular triples",

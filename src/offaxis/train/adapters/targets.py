@@ -12,7 +12,10 @@ from torch import nn
 from offaxis.errors import InputError
 from offaxis.names import place
 
-__all__ = ["Targets", "targets_of"]
+__all__ = ["EVERY", "Targets", "targets_of"]
+
+EVERY = {"linear": "all-linear", "norm": "all-norms"}
+"""What all modules of a kind are called."""
 
 _HEADS = ("lm_head", "classifier", "value_head", "embed", "position_embed")
 
@@ -42,7 +45,7 @@ def targets_of(model: Any, asked: str | Iterable[str] | None, kind: str) -> Targ
 
     Raises InputError where a name matches nothing, or what is no such module.
     """
-    everything = f"all-{kind}" if kind == "linear" else "all-norms"
+    everything = EVERY[kind]
     known = {name: one for name, one in model.named_modules() if _is(kind, name, one)}
     if asked is None or asked == everything:
         if not known:

@@ -16,7 +16,7 @@ from offaxis.errors import InputError
 if TYPE_CHECKING:
     from peft import PeftModel
 
-__all__ = ["REF", "prepare_peft_model"]
+__all__ = ["REF", "add_reference", "prepare_peft_model"]
 
 _log = logging.getLogger("offaxis.train")
 REF = "ref"
@@ -48,7 +48,7 @@ def prepare_peft_model(model: Any, peft_config: Any, *, seed: int | None = None)
     if all(after.get(name, value) == value for name, value in before.items()):
         made.offaxis_base = "kept"
     elif hasattr(peft_config, "init_lora_weights") and _restores(made, start):
-        _add_reference(made)
+        add_reference(made)
         made.offaxis_base = REF
     else:
         made.offaxis_base = "copy"
@@ -101,7 +101,9 @@ def _outputs(model: Any) -> torch.Tensor | None:
     """Log-probabilities after a few fixed tokens; None where the model does not run so."""
     was = [(one, one.training) for one in model.modules()]
     try:
-        count = min(64, int(model.config.get_text_config().vocab_size))
+        text = model.config.get_text_config()
+        longest = getattr(text, "max_position_embeddings", None) or 64
+        count = min(64, int(text.vocab_size), int(longest))
         ids = torch.arange(count, device=model.device)[None] % count
         model.eval()
         found: torch.Tensor = torch.log_softmax(model(input_ids=ids).logits.double(), dim=-1)
@@ -117,7 +119,7 @@ def _kl(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a.exp() * (a - b)).sum(-1).mean())
 
 
-def _add_reference(model: Any) -> None:
+def add_reference(model: Any) -> None:
     """Add the adapter `ref`, equal to `default` and frozen; a later `add_adapter` keeps it."""
     config = copy.deepcopy(model.peft_config["default"])
     config.init_lora_weights = True  # the base must not be overwritten a second time

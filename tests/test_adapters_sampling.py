@@ -11,7 +11,14 @@ import torch
 
 from lab_base import untrained_model
 from offaxis.errors import InputError
-from offaxis.train.adapters import ADAPTERS, AdapterSpec, adapt, merged, sample_merged
+from offaxis.train.adapters import (
+    ADAPTERS,
+    AdapterSpec,
+    adapt,
+    exact_merges,
+    merged,
+    sample_merged,
+)
 from offaxis.train.precision import give_masters
 
 IDS = torch.arange(3, 40)[None]
@@ -71,6 +78,17 @@ def test_an_error_inside_gives_the_weights_back_too(folder: Path) -> None:
     apart = logits(made)
     with pytest.raises(RuntimeError, match="within"), merged(made):
         raise RuntimeError("within")
+    assert torch.equal(logits(made), apart)
+
+
+def test_it_goes_with_exact_merges(folder: Path) -> None:
+    made = model(folder, "lora")
+    before = {key: one.clone() for key, one in made.named_parameters()}
+    exact_merges(made)
+    apart = logits(made)
+    with merged(made):
+        assert torch.allclose(logits(made), apart, atol=1e-4)
+    assert all(torch.equal(one, before[key]) for key, one in made.named_parameters())
     assert torch.equal(logits(made), apart)
 
 

@@ -15,7 +15,7 @@ from kl_runs import BUNDLED, column, make, run
 from offaxis.errors import InputError
 from offaxis.train import read_arguments, train
 from offaxis.train.adapters import AdapterSpec
-from offaxis.train.adapters.asked import asked_adapter
+from offaxis.train.adapters.asked import asked_adapter, foretold_adapter
 from offaxis.train.adapters.configs import GeometricLoraConfig
 from offaxis.train.setup import build_trainer, reward_setup
 from policy_runs import quiet_libraries
@@ -91,6 +91,29 @@ def test_what_the_key_cannot_be_is_refused_with_what_there_is(
     with pytest.raises(InputError, match=said), quiet_libraries():
         train("grpo", arguments_keys(adapter, out), data=rows(), tell=lambda text: None)
     assert not out.exists()
+
+
+def test_what_a_dry_run_tells(tmp_path: Path) -> None:
+    def told(adapter: Any) -> Any:
+        return foretold_adapter(arguments(adapter, tmp_path / "out"))
+
+    found = told("off_principal_lora?rank=4&avoid=random")
+    assert (found["method"], found["rank"], found["alpha"]) == ("off_principal_lora", 4, 8.0)
+    assert (found["target_modules"], found["avoid"]) == ("all-linear", "random")
+    assert found["trains"] == ["lora_A", "lora_B"]
+    norms = told("ln_tuning")
+    assert norms["target_modules"] == "all-norms"
+    assert not {"rank", "alpha", "dropout"} & set(norms), "what it does not have is not told"
+    assert told("full") is told({"peft_type": "LORA", "r": 4}) is None
+
+
+def test_two_adapters_are_refused(tmp_path: Path) -> None:
+    for adapter, more, said in (
+        ({"method": "lora", "peft_type": "LORA"}, {}, "method and peft_type"),
+        ("lora", {"use_peft": True}, "adapter and use_peft"),
+    ):
+        with pytest.raises(InputError, match=said):
+            asked_adapter(arguments(adapter, tmp_path / "out", **more))
 
 
 def arguments_keys(adapter: Any, out: Path) -> dict[str, Any]:

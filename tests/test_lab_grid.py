@@ -196,6 +196,8 @@ def test_every_setting_but_keep_makes_another_run() -> None:
         "mask": "safe",
         "twin_seed": 0,
         "own_exam": True,
+        "mask_refresh": 5,
+        "adapter": "lora",
     }
     assert {field.name for field in fields(RunConfig)} == changed.keys() | {"keep"}
     names = {replace(first, **{key: value}).identity("base") for key, value in changed.items()}

@@ -101,6 +101,7 @@ RULE = "random(density=0.25)"
 RUNS = (
     config(RULE), config("all"), config("subnetwork"), config("random(like=subnetwork)"),
     config("all", twin_seed=3), config("all", twin_seed=4),
+    config("lift(budget_rank=2)", mask_refresh=1),
 )  # fmt: skip
 
 
@@ -148,6 +149,23 @@ def test_the_row_tells_the_rule_and_its_density(store: Store) -> None:
     assert told["twin_cosine"] is None
     assert told["avg_harder"] is None, "own_exam asks nothing harder"
     assert told["mixture_loss"] > 0
+
+
+def test_a_refreshed_mask_moves_entries_that_its_first_did_not_select(store: Store) -> None:
+    told, first = row(store, RUNS[6]), build(store.base, "lift(budget_rank=2)")
+    assert told["mask_refresh"] == 1
+    assert row(store, RUNS[0])["mask_refresh"] is None
+    base, tuned = weights(store.base), trained(store, RUNS[6], 2)
+    outside = sum(
+        int(((tuned[name].to(base[name].dtype) != base[name]) & ~first[name]).sum())
+        for name in first
+    )
+    assert outside > 0
+
+
+def test_a_refresh_without_a_mask_is_refused() -> None:
+    with pytest.raises(InputError, match="mask_refresh 5: steps, for a run with a mask"):
+        expand([{"mask_refresh": 5}])
 
 
 def test_a_random_mask_follows_the_runs_seed_unless_it_names_one(store: Store) -> None:

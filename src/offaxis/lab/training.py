@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from offaxis.errors import InputError
-from offaxis.lab.adapted import WholeModels, adapted
 from offaxis.lab.data import DataKind, Need, longest_completion, material
+from offaxis.lab.part import WHOLE, Part
 from offaxis.lab.provenance import library_versions
 from offaxis.lab.session import cpu_threads, quiet_libraries
 from offaxis.lab.tasks import DIFFICULTIES, Task, task_named
-from offaxis.train.adapters import AdapterSpec, sample_merged, wire
 from offaxis.train.extras import ExtraArguments
 from offaxis.train.methods import METHODS as RECIPES
 from offaxis.train.methods import Method as Recipe
@@ -28,8 +27,6 @@ from offaxis.train.record import finite
 
 if TYPE_CHECKING:
     from transformers import Trainer
-
-    from offaxis.masks import Mask
 
 __all__ = ["METHODS", "Method", "Run", "TrainingSettings", "train_run"]
 
@@ -239,8 +236,7 @@ def _trainer(
     *,
     source: Path,
     cache: Path | None,
-    mask: Mask | None = None,
-    adapter: AdapterSpec | None = None,
+    part: Part,
 ) -> Trainer:
     """The trainer of one method; `source` is the model that its data, or it, learn from."""
     import trl
@@ -249,7 +245,7 @@ def _trainer(
     tokenizer = AutoTokenizer.from_pretrained(str(base), local_files_only=True)
     found = material(method.data, settings.need(method), model=source, cache=cache)
     given: dict[str, Any] = {
-        "model": str(base),
+        "model": part.model(base, arguments["model_init_kwargs"], settings.seed),
         "processing_class": tokenizer,
         "train_dataset": found.data,
     }
@@ -260,20 +256,11 @@ def _trainer(
     module, _, name = method.trainer.rpartition(".")
     trainer_class = observed(getattr(importlib.import_module(module), name))
     config = getattr(trl, f"{method.recipe.prefix}Config")
-    if adapter is not None:
-        given["model"] = adapted(base, adapter, arguments["model_init_kwargs"], settings.seed)
+    if part.adapter is not None:  # the model is loaded
         arguments = {k: v for k, v in arguments.items() if k != "model_init_kwargs"}
     trainer: Trainer = trainer_class(args=config(**arguments), **given)
-    if adapter is not None:
-        wire(trainer)
-        trainer.add_callback(WholeModels(base, trainer.model))
-        if method.recipe.rewarded:
-            sample_merged(trainer)
     trainer.sampled_before = found.sampled
-    if mask is not None:
-        from offaxis.train.sparse import restrict
-
-        restrict(trainer, mask)
+    part.fit(trainer, base, samples=method.recipe.rewarded)
     return trainer
 
 
@@ -319,18 +306,16 @@ def train_run(
     settings: TrainingSettings,
     teacher: Path | None = None,
     cache: Path | None = None,
-    mask: Mask | None = None,
-    adapter: AdapterSpec | None = None,
+    part: Part = WHOLE,
     progress: bool = True,
 ) -> Run:
     """Train `base` by the method `name` into `out`: `checkpoint-N`, `run.json`, `log.json`.
 
     Weights, gradients and Adam's moments are float32, whatever the base's dtype; so are the
     checkpoints. A GPU is used if there is one. `teacher` is the model that distillation learns
-    from, `cache` a directory for samples that further runs from these models can use again. `mask`:
-    the entries of matrices to train, all else frozen; without one every parameter is trained.
-    `adapter`: trained in the base's place; the checkpoints hold the weights that it makes of it.
-    Everything random follows `settings.seed`; the global random state is changed.
+    from, `cache` a directory for samples that further runs from these models can use again, `part`
+    what of the base is trained. Everything random follows `settings.seed`; the global random state
+    is changed.
     """
     from transformers import PrinterCallback
 
@@ -344,16 +329,7 @@ def train_run(
     arguments = _arguments(method, settings, out)
     with quiet_libraries(), cpu_threads(1):
         source = teacher if method.needs_teacher and teacher else base
-        trainer = _trainer(
-            method,
-            base,
-            settings,
-            arguments,
-            source=source,
-            cache=cache,
-            mask=mask,
-            adapter=adapter,
-        )
+        trainer = _trainer(method, base, settings, arguments, source=source, cache=cache, part=part)
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(_steps(settings, out.name, progress))
         cpu_started = time.process_time()
@@ -362,24 +338,31 @@ def train_run(
     for unwanted in ("training_args.bin", "README.md"):  # a pickle, and TRL's card without a base
         for written in out.glob(f"**/{unwanted}"):
             written.unlink()  # run.json says more
-    arguments.pop("output_dir")
+    log = tuple(finite(trainer.state.log_history))
+    trainable = sum(one.numel() for one in trainer.model.parameters() if one.requires_grad)
     sampled = _sampled(method, settings, trainer)
-    record = _record(name, arguments, settings) | {
-        "mask": None if mask is None else mask.rule,
-        "adapter": None if adapter is None else asdict(adapter),
-        "trainable": sum(one.numel() for one in trainer.model.parameters() if one.requires_grad),
-        "seconds": round(seconds, 1),
-        "cpu_seconds": round(cpu_seconds, 2),
-        "sampled": sampled,
-    }
-    (out / "run.json").write_text(json.dumps(record, indent=1) + "\n")
-    log = finite(trainer.state.log_history)
-    (out / "log.json").write_text(json.dumps(log, indent=1) + "\n")
+    found = _checkpoints(out)
+    run = Run(out.name, name, found, seconds, log, cpu_seconds, sampled, trainable)
+    arguments.pop("output_dir")
+    _write(out, run, _record(name, arguments, settings) | part.told())
+    return run
+
+
+def _checkpoints(out: Path) -> tuple[tuple[int, Path], ...]:
     steps = sorted(int(path.name.removeprefix("checkpoint-")) for path in out.glob("checkpoint-*"))
-    found = tuple((step, out / f"checkpoint-{step}") for step in steps)
-    return Run(
-        out.name, name, found, seconds, tuple(log), cpu_seconds, sampled, record["trainable"]
-    )
+    return tuple((step, out / f"checkpoint-{step}") for step in steps)
+
+
+def _write(out: Path, run: Run, record: dict[str, Any]) -> None:
+    """`run.json` and `log.json`."""
+    told = record | {
+        "trainable": run.trainable,
+        "seconds": round(run.seconds, 1),
+        "cpu_seconds": round(run.cpu_seconds, 2),
+        "sampled": run.sampled,
+    }
+    (out / "run.json").write_text(json.dumps(told, indent=1) + "\n")
+    (out / "log.json").write_text(json.dumps(list(run.log), indent=1) + "\n")
 
 
 def _record(name: str, arguments: dict[str, Any], settings: TrainingSettings) -> dict[str, Any]:

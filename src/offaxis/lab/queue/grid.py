@@ -54,6 +54,8 @@ class RunConfig:
     for a rule with `subnetwork`, which is that of the twin, the run's own seed."""
     own_exam: bool = False
     """Score the run's own exam alone: no other task, nothing harder."""
+    mask_refresh: int = 0
+    """Steps after which the mask's rule is applied again, to the weights as they are; 0: never."""
     adapter: str = ""
     """Train this adapter, `METHOD` or `METHOD?key=value` (`offaxis.train.adapters.AdapterSpec`).
     Nothing: the model itself is trained; "full" is that too."""
@@ -70,7 +72,7 @@ class RunConfig:
         if self.twin_seed < 0 and "subnetwork" not in self.mask:
             return None
         seed = self.seed if self.twin_seed < 0 else self.twin_seed
-        return replace(self, mask="all", twin_seed=-1, seed=seed)
+        return replace(self, mask="all", mask_refresh=0, twin_seed=-1, seed=seed)
 
     @property
     def adapter_spec(self) -> AdapterSpec | None:
@@ -94,16 +96,12 @@ class RunConfig:
         base: digest of the base's weights. Whether checkpoints are kept does not count; a
         method's revision does, from the first on.
         """
-        later = {
-            "mask": "",
-            "twin_seed": -1,
-            "own_exam": False,
-            "adapter": "",
-        }  # absent from older identities
+        later = ("mask", "twin_seed", "own_exam", "adapter", "mask_refresh")
+        plain = {one.name: one.default for one in fields(self)}  # absent from older identities
         told = {
             name: value
             for name, value in asdict(self).items()
-            if name != "keep" and not (name in later and value == later[name])
+            if name != "keep" and not (name in later and value == plain[name])
         }
         told |= {"revision": self.revision} if self.revision else {}
         text = json.dumps(told | {"base": base}, sort_keys=True)
@@ -211,6 +209,8 @@ def _check(config: RunConfig, where: str) -> None:
         config.settings()
         if config.mask:
             parse(config.mask)
+        if config.mask_refresh < 0 or (config.mask_refresh and not config.mask):
+            raise InputError(f"mask_refresh {config.mask_refresh}: steps, for a run with a mask")
         if config.adapter:
             AdapterSpec.parse(config.adapter)
             if config.mask:

@@ -20,6 +20,7 @@ from offaxis.checkpoint import align, open_checkpoint, read_pair
 from offaxis.comparison import compare
 from offaxis.evaluate import pass_at_k
 from offaxis.kernels import scan
+from offaxis.lab.part import Part
 from offaxis.lab.provenance import library_versions
 from offaxis.lab.queue.grid import BASE_METHOD, RunConfig
 from offaxis.lab.queue.rows import COMPARED, PROFILES, RUN, write_row
@@ -60,6 +61,7 @@ def execute(store: Store, config: RunConfig) -> None:
         "teacher": store.teacher_digest if config.needs_teacher else None,
         "mask": config.mask or None,
         "mask_density": density,
+        "mask_refresh": config.mask_refresh or None,
         "adapter": config.adapter or None,
         "trainable": run.trainable if run else None,
         "sampled": run.sampled if run else None,
@@ -132,8 +134,7 @@ def _trained(store: Store, config: RunConfig, work: Path, mask: Mask | None) -> 
         settings=config.settings(),
         teacher=store.teacher if config.needs_teacher else None,
         cache=store.directory / "samples",
-        mask=mask,
-        adapter=config.adapter_spec,
+        part=Part(mask, config.mask_refresh, config.adapter_spec),
     )
 
 

@@ -82,6 +82,7 @@ RUN: dict[str, Any] = {
     "mask": pl.String(),
     "twin_seed": pl.Int64(),
     "mask_density": pl.Float64(),
+    "mask_refresh": pl.Int64(),
     "adapter": pl.String(),
     "trainable": pl.Int64(),
     "base": pl.String(),
@@ -97,9 +98,9 @@ RUN: dict[str, Any] = {
 }
 """Columns of a row. `revision`: of the method, 0 the first. `mask`: the rule that says what was
 trained, `mask_density`: the share of the matrices' entries that it selects; null where all was
-trained. `adapter`: what was trained in the base's place; `trainable`: parameters with gradients.
-`base`, `teacher`: digests of weights. `sampled`: completions that models were sampled for, for the
-data and in training.
+trained; `mask_refresh`: steps after which it was made again. `adapter`: what was trained in the
+base's place; `trainable`: parameters with gradients. `base`, `teacher`: digests of weights.
+`sampled`: completions that models were sampled for, for the data and in training.
 `train_seconds`: with loading and sampling, on the clock; `train_cpu_seconds`: of the steps alone.
 `peak_mib`: the largest resident size of the run's process. `versions`: JSON."""
 

@@ -36,11 +36,16 @@ def merged(model: Any) -> Iterator[None]:
         yield
     finally:
         for layer in layers:
-            if hasattr(layer, "ln_tuning_layers") and layer.merged:
-                layer.unmerge()  # it has exchanged modules, and no weights
+            if layer.merged and _undoes(layer):
+                layer.unmerge()
             layer.merged_adapters.clear()
         for parameter, data in kept:
             parameter.data = data
+
+
+def _undoes(layer: Any) -> bool:
+    """Has it merged otherwise than into a new tensor: by exchanging modules, or exactly?"""
+    return hasattr(layer, "ln_tuning_layers") or hasattr(layer, "offaxis_plain")
 
 
 def sample_merged(trainer: Any) -> None:

@@ -236,7 +236,7 @@ def _trainer(
     *,
     source: Path,
     cache: Path | None,
-    part: Part,
+    part: Part = WHOLE,
 ) -> Trainer:
     """The trainer of one method; `source` is the model that its data, or it, learn from."""
     import trl

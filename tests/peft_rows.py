@@ -80,7 +80,7 @@ def _chance(world: World, config: RunConfig) -> Any:
     """The probability of a right answer to each problem; problems and seeds are shared."""
     problems = _generator("problems").beta(4, 1.2, PROBLEMS) - 0.77
     shared = _generator(world.seed, "seed", config.seed).normal(0, 0.02)
-    own = _generator(world.seed, asdict(config))
+    own = _generator(world.seed, config.identity("base"))
     adapter = canonical(config.adapter)
     away = math.log10(config.learning_rate / world.best.get(adapter, BEST))
     if away > -math.log10(world.collapses) - 0.1:
@@ -91,7 +91,7 @@ def _chance(world: World, config: RunConfig) -> Any:
 
 
 def _checkpoint(world: World, config: RunConfig, step: int) -> dict[str, Any]:
-    rng = _generator(world.seed, step, asdict(config))
+    rng = _generator(world.seed, step, config.identity("base"))
     part = math.log(1 + step) / math.log(1 + config.steps)
     right = rng.binomial(SAMPLES, _chance(world, config) * (0.7 + 0.3 * part))
     far = world.kl.get(canonical(config.adapter), 1.0) * math.exp(10 * world.run * rng.normal())
@@ -118,7 +118,7 @@ def _row(world: World, config: RunConfig) -> dict[str, Any]:
         "mask": None,
         "adapter": config.adapter or None,
         "trainable": 1_000_000 if config.adapter_spec is None else 70_000,
-        "train_cpu_seconds": 20 + _generator("cpu", asdict(config)).normal(0, 0.5),
+        "train_cpu_seconds": 20 + _generator("cpu", config.identity("base")).normal(0, 0.5),
         "checkpoints": [{name: one.get(name) for name in CHECKPOINT} for one in points],
     }
     return {name: told.get(name) for name in RUN}

@@ -81,7 +81,7 @@ def _chance(world: World, config: RunConfig) -> Any:
 
 
 def _checkpoint(world: World, config: RunConfig, step: int) -> dict[str, Any]:
-    rng = _generator(world.seed, step, config)
+    rng = _generator(world.seed, step, config.identity("base"))
     part = math.log(1 + step) / math.log(1 + config.steps)
     right = rng.binomial(SAMPLES, _chance(world, config) * (0.7 + 0.3 * part))
     far = world.kl.get(config.mask, 1.0) * math.exp(10 * world.run * rng.normal())

@@ -13,10 +13,25 @@ if TYPE_CHECKING:
     from offaxis.lab.methods import MethodTable
     from offaxis.lab.peft import PeftStudy
     from offaxis.lab.queue import RunConfig, Store
+    from offaxis.lab.saved import SavedStudy
     from offaxis.lab.sparse import SparseStudy
     from offaxis.lab.study import Study
 
 __all__ = ["add_row_commands", "print_json"]
+
+Source = Annotated[
+    Path, typer.Argument(metavar="DIR", help="A queue's directory, or what this command wrote.")
+]
+Planned = Annotated[
+    bool, typer.Option("--plan", help="Add to the queue what its rows so far call for, and end.")
+]
+Out = Annotated[Path | None, typer.Option(help="Directory for tables and figures.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Write into a non-empty DIR.")]
+Into = Annotated[
+    Path | None, typer.Option(help="A Markdown file whose marked tables are made new.")
+]
+Markdown = Annotated[bool, typer.Option("--markdown", help="Print Markdown tables.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the tables as JSON.")]
 
 
 def add_row_commands(app: typer.Typer) -> None:
@@ -139,18 +154,11 @@ def _tell(
 
 
 def study(
-    source: Annotated[
-        Path,
-        typer.Argument(metavar="DIR", help="A queue's directory, or what this command wrote."),
-    ],
-    out: Annotated[Path | None, typer.Option(help="Directory for tables and figures.")] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Write into a non-empty DIR.")
-    ] = False,
-    as_markdown: Annotated[
-        bool, typer.Option("--markdown", help="Print the answers as Markdown tables.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the answers as JSON.")] = False,
+    source: Source,
+    out: Out = None,
+    overwrite: Overwrite = False,
+    as_markdown: Markdown = False,
+    as_json: AsJson = False,
 ) -> None:
     """Answer the first study's questions from a queue's rows: holds, does not, cannot tell."""
     from offaxis.lab.study import Study
@@ -162,18 +170,11 @@ def study(
 
 
 def methods(
-    source: Annotated[
-        Path,
-        typer.Argument(metavar="DIR", help="A queue's directory, or what this command wrote."),
-    ],
-    out: Annotated[Path | None, typer.Option(help="Directory for tables and figures.")] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Write into a non-empty DIR.")
-    ] = False,
-    as_markdown: Annotated[
-        bool, typer.Option("--markdown", help="Print Markdown tables with intervals.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the tables as JSON.")] = False,
+    source: Source,
+    out: Out = None,
+    overwrite: Overwrite = False,
+    as_markdown: Markdown = False,
+    as_json: AsJson = False,
 ) -> None:
     """Every method of a queue side by side: accuracy, pass@k, KL, forgetting, weights, cost."""
     from offaxis.lab.methods import MethodTable
@@ -185,25 +186,13 @@ def methods(
 
 
 def sparse(
-    source: Annotated[
-        Path,
-        typer.Argument(metavar="DIR", help="A queue's directory, or what this command wrote."),
-    ],
-    plan: Annotated[
-        bool,
-        typer.Option("--plan", help="Add to the queue what its rows so far call for, and end."),
-    ] = False,
-    out: Annotated[Path | None, typer.Option(help="Directory for tables and figures.")] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Write into a non-empty DIR.")
-    ] = False,
-    into: Annotated[
-        Path | None, typer.Option(help="A Markdown file whose marked tables are made new.")
-    ] = None,
-    as_markdown: Annotated[
-        bool, typer.Option("--markdown", help="Print Markdown tables with intervals.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the tables as JSON.")] = False,
+    source: Source,
+    plan: Planned = False,
+    out: Out = None,
+    overwrite: Overwrite = False,
+    into: Into = None,
+    as_markdown: Markdown = False,
+    as_json: AsJson = False,
 ) -> None:
     """Which entries to train: masks against their controls, KL, LIFT, subnetworks, rates."""
     if plan:
@@ -215,33 +204,18 @@ def sparse(
     from offaxis.lab.sparse import SparseStudy
 
     found = SparseStudy.read(source)
-    if out is not None:
-        found.save(out, overwrite=overwrite)
-    if into is not None:
-        found.refresh(into)
+    _written(found, out, into, overwrite=overwrite)
     _tell(found, as_markdown=as_markdown, as_json=as_json)
 
 
 def peft(
-    source: Annotated[
-        Path,
-        typer.Argument(metavar="DIR", help="A queue's directory, or what this command wrote."),
-    ],
-    plan: Annotated[
-        bool,
-        typer.Option("--plan", help="Add to the queue what its rows so far call for, and end."),
-    ] = False,
-    out: Annotated[Path | None, typer.Option(help="Directory for tables and figures.")] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Write into a non-empty DIR.")
-    ] = False,
-    into: Annotated[
-        Path | None, typer.Option(help="A Markdown file whose marked tables are made new.")
-    ] = None,
-    as_markdown: Annotated[
-        bool, typer.Option("--markdown", help="Print Markdown tables with intervals.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the tables as JSON.")] = False,
+    source: Source,
+    plan: Planned = False,
+    out: Out = None,
+    overwrite: Overwrite = False,
+    into: Into = None,
+    as_markdown: Markdown = False,
+    as_json: AsJson = False,
 ) -> None:
     """Adapters compared: at their own rates and at LoRA's, by rate, rank, algorithm and batch."""
     if plan:
@@ -257,11 +231,16 @@ def peft(
     from offaxis.lab.peft import PeftStudy
 
     found = PeftStudy.read(source)
-    if out is not None:
-        found.save(out, overwrite=overwrite)
-    if into is not None:
-        found.refresh(into)
+    _written(found, out, into, overwrite=overwrite)
     _tell(found, as_markdown=as_markdown, as_json=as_json)
+
+
+def _written(study: "SavedStudy", out: Path | None, into: Path | None, *, overwrite: bool) -> None:
+    """The study in a directory of its own, and in the document that shows it."""
+    if out is not None:
+        study.save(out, overwrite=overwrite)
+    if into is not None:
+        study.refresh(into)
 
 
 def _plan(

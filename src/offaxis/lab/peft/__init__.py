@@ -10,8 +10,6 @@ from typing import Any
 
 import polars as pl
 
-from offaxis.errors import InputError
-from offaxis.lab.blocks import refreshed
 from offaxis.lab.naming import NAMES
 from offaxis.lab.peft.naming import label
 from offaxis.lab.peft.questions import QUESTIONS, answers, verdicts
@@ -20,15 +18,10 @@ from offaxis.lab.peft.sensitivity import by_rate, collapses, rate_ratio, sensiti
 from offaxis.lab.peft.summary import RATES, Runs
 from offaxis.lab.peft.variants import variants
 from offaxis.lab.peft.words import blocks, markdown
-from offaxis.lab.queue import read_rows
-from offaxis.output import staged_directory, staged_file
+from offaxis.lab.saved import SavedStudy
 
 __all__ = ["PeftStudy"]
 
-_TABLES = (
-    "ranking", "comparisons", "by_rate", "sensitivity", "collapses", "rate_ratio", "agreement",
-    "variants", "power",
-)  # fmt: skip
 _SHOWN = (
     "place", "adapter", "learning_rate", "seeds", "accuracy", "difference", "p_holm",
     "kl_tuned_base", "trainable", "train_cpu_seconds",
@@ -36,22 +29,18 @@ _SHOWN = (
 
 
 @dataclass(frozen=True)
-class PeftStudy:
+class PeftStudy(SavedStudy):
     """A queue's rows; everything else follows from them. Runs may still be missing."""
 
-    rows: pl.DataFrame
+    name = "peft"
+    saved = (
+        "ranking", "comparisons", "by_rate", "sensitivity", "collapses", "rate_ratio", "agreement",
+        "variants", "power",
+    )  # fmt: skip
 
-    @staticmethod
-    def read(source: str | Path) -> PeftStudy:
-        """From a queue's directory, a directory that `save` wrote, or a table of rows.
-
-        Raises InputError where it is none of them, or holds no base or no run on an adapter.
-        """
-        path = Path(source)
-        saved = path / "runs.parquet"
-        study = PeftStudy(read_rows(saved if saved.is_file() else path))
-        study.runs.points  # noqa: B018 (what cannot be read is refused here)
-        return study
+    def check(self) -> None:
+        """InputError where there is no base or no run on an adapter."""
+        self.runs.points  # noqa: B018 (what cannot be read is refused here)
 
     @cached_property
     def runs(self) -> Runs:
@@ -142,36 +131,15 @@ class PeftStudy:
             "schema": 1,
             "runs": self.runs.trained.height,
             "verdicts": self.verdicts.to_dicts(),
-            **{name: getattr(self, name).to_dicts() for name in _TABLES},
+            **{name: getattr(self, name).to_dicts() for name in self.saved},
         }
 
-    def refresh(self, path: str | Path) -> None:
-        """Make the marked blocks of a Markdown file new (`blocks.refreshed`).
+    def blocks(self) -> dict[str, str]:
+        """Markdown by the name of the block that it stands in."""
+        return blocks(self)
 
-        InputError where there is no such file, or where it asks for a block that is not known.
-        """
-        file = Path(path)
-        try:
-            text = file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{file}: cannot be read as a text file: {error}") from error
-        new = refreshed(text, blocks(self), where=str(file))
-        with staged_file(file) as staged:
-            staged.write_text(new, encoding="utf-8")
-
-    def save(self, directory: str | Path, *, overwrite: bool = False) -> Path:
-        """Write rows, tables and figures; the directory can be read again.
-
-        `runs.parquet`, a Parquet file a table, `peft.md` and figures. Raises OutputError where it
-        is not empty (unless `overwrite`).
-        """
+    def draw(self, out: Path) -> None:
+        """Write the figures into a directory."""
         from offaxis.lab.peft.figures import write_figures
 
-        out = Path(directory)
-        with staged_directory(out, overwrite=overwrite) as staged:
-            self.rows.write_parquet(staged / "runs.parquet", compression="zstd")
-            for name in _TABLES:
-                getattr(self, name).write_parquet(staged / f"{name}.parquet", compression="zstd")
-            (staged / "peft.md").write_text(self.markdown(), encoding="utf-8")
-            write_figures(self, staged)
-        return out
+        write_figures(self, out)

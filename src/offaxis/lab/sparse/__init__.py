@@ -10,9 +10,7 @@ from typing import Any
 
 import polars as pl
 
-from offaxis.errors import InputError
-from offaxis.lab.blocks import refreshed
-from offaxis.lab.queue import read_rows
+from offaxis.lab.saved import SavedStudy
 from offaxis.lab.sparse.curve import leaves
 from offaxis.lab.sparse.naming import label
 from offaxis.lab.sparse.questions import QUESTIONS, answers, verdicts
@@ -20,30 +18,20 @@ from offaxis.lab.sparse.recovery import agreements, recovered, recovery
 from offaxis.lab.sparse.sensitivity import by_rate, changes, ranking
 from offaxis.lab.sparse.summary import MEASURES, Runs, kinds, summarise
 from offaxis.lab.sparse.words import blocks, markdown
-from offaxis.output import staged_directory, staged_file
 
 __all__ = ["SparseStudy"]
 
-_TABLES = ("summary", "comparisons", "by_rate", "agreements", "recovery", "changes", "leaves")
-
 
 @dataclass(frozen=True)
-class SparseStudy:
+class SparseStudy(SavedStudy):
     """A queue's rows; everything else follows from them. Runs may still be missing."""
 
-    rows: pl.DataFrame
+    name = "sparse"
+    saved = ("summary", "comparisons", "by_rate", "agreements", "recovery", "changes", "leaves")
 
-    @staticmethod
-    def read(source: str | Path) -> SparseStudy:
-        """From a queue's directory, a directory that `save` wrote, or a table of rows.
-
-        Raises InputError where it is none of them, or holds no base or no trained run.
-        """
-        path = Path(source)
-        saved = path / "runs.parquet"
-        study = SparseStudy(read_rows(saved if saved.is_file() else path))
-        study.runs.points  # noqa: B018 (what cannot be read is refused here)
-        return study
+    def check(self) -> None:
+        """InputError where there is no base or no trained run."""
+        self.runs.points  # noqa: B018 (what cannot be read is refused here)
 
     @cached_property
     def runs(self) -> Runs:
@@ -131,38 +119,17 @@ class SparseStudy:
             "verdicts": self.verdicts.to_dicts(),
             "recovered": self.recovered.to_dicts(),
             "ranking": self.ranking,
-            **{name: getattr(self, name).to_dicts() for name in _TABLES},
+            **{name: getattr(self, name).to_dicts() for name in self.saved},
         }
 
-    def refresh(self, path: str | Path) -> None:
-        """Make the marked blocks of a Markdown file new (`blocks.refreshed`).
+    def blocks(self) -> dict[str, str]:
+        """Markdown by the name of the block that it stands in."""
+        return blocks(self)
 
-        InputError where there is no such file, or where it asks for a block that is not known.
-        """
-        file = Path(path)
-        try:
-            text = file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{file}: cannot be read as a text file: {error}") from error
-        new = refreshed(text, blocks(self), where=str(file))
-        with staged_file(file) as staged:
-            staged.write_text(new, encoding="utf-8")
-
-    def save(self, directory: str | Path, *, overwrite: bool = False) -> Path:
-        """Write rows, tables and figures; the directory can be read again.
-
-        `runs.parquet`, a Parquet file a table, `sparse.md` and figures. Raises OutputError where
-        it is not empty (unless `overwrite`).
-        """
+    def draw(self, out: Path) -> None:
+        """Write the figures into a directory."""
         from offaxis.lab.plots import save_figure
         from offaxis.lab.sparse.figures import figures
 
-        out = Path(directory)
-        with staged_directory(out, overwrite=overwrite) as staged:
-            self.rows.write_parquet(staged / "runs.parquet", compression="zstd")
-            for name in _TABLES:
-                getattr(self, name).write_parquet(staged / f"{name}.parquet", compression="zstd")
-            (staged / "sparse.md").write_text(self.markdown(), encoding="utf-8")
-            for name, figure in figures(self):
-                save_figure(figure, staged / name)
-        return out
+        for name, figure in figures(self):
+            save_figure(figure, out / name)

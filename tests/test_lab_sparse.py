@@ -255,7 +255,14 @@ def test_an_effect_against_the_claim_is_said_to_be_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("run", "problem"), [(0.0, 0.0), (0.02, 0.0), (0.08, 0.0), (0.0, 0.08), (0.03, 0.1)]
+    ("run", "problem"),
+    [
+        (0.03, 0.1),
+        *(
+            pytest.param(run, problem, marks=pytest.mark.slow)
+            for run, problem in ((0.0, 0.0), (0.02, 0.0), (0.08, 0.0), (0.0, 0.08))
+        ),
+    ],
 )
 def test_equal_masks_are_seldom_told_apart(run: float, problem: float) -> None:
     """The whole rule under no effect: one study in twenty at most finds anything anywhere."""

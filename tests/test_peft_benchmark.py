@@ -49,6 +49,7 @@ def check(found: dict[str, dict[str, Any]]) -> None:
             assert min(one[f"{key}_seconds"] for key in ("merge", "exact", "materialize")) > 0
 
 
+@pytest.mark.slow
 def test_two_methods_beside_plain_lora_and_full(tmp_path: Path) -> None:
     printed, found = ran("lora,ia3", tmp_path / "figures.json")
     assert set(found) == {"full", "peft.LoraConfig", "lora", "ia3"}

@@ -140,6 +140,7 @@ def test_two_processes_are_one_with_the_whole_batch(ddp: Any, tmp_path: Path) ->
         assert (value - base[name].float()).abs().max() > 1e-5
 
 
+@pytest.mark.slow
 def test_the_command_line_on_two_processes(ddp: Any, tmp_path: Path) -> None:
     """`-m offaxis train` does what `offaxis.train.train` did: the same weights, to the bit."""
     told = scene(ddp, "elastic")

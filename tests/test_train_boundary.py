@@ -81,9 +81,23 @@ def test_the_newest_whole_checkpoint_at_a_boundary(tmp_path: Path) -> None:
     checkpoint(tmp_path, 16, optimizer=False)
     path, told = resume_point(tmp_path, "true", 4)
     assert path == best
+    assert "checkpoint-12, checkpoint-16: not saved to the end, left out" in told
     assert "step 10 lies inside a batch of samples" in told
     assert "step 8 instead" in told
-    assert resume_point(tmp_path, True, 2) == (tmp_path / "checkpoint-10", "")
+    assert resume_point(tmp_path, True, 2)[0] == tmp_path / "checkpoint-10"
+
+
+def test_a_save_that_was_killed_is_left_out_and_told(tmp_path: Path) -> None:
+    """Of a run of ours: Trainer's own files are there, what is written after them is not."""
+    whole, cut = checkpoint(tmp_path, 4), checkpoint(tmp_path, 8)
+    assert resume_point(tmp_path, "true", 4) == (cut, "")  # a plain Trainer's run marks nothing
+    (tmp_path / "train.yaml").touch()
+    (whole / "whole.json").touch()
+    path, told = resume_point(tmp_path, "true", 4)
+    assert path == whole
+    assert told == "checkpoint-8: not saved to the end, left out"
+    with pytest.raises(InputError, match=r"checkpoint-8: .*whole\.json"):
+        resume_point(tmp_path, str(cut), 4)
 
 
 def test_a_named_checkpoint_inside_a_batch_gives_way_to_an_earlier_one(tmp_path: Path) -> None:

@@ -99,12 +99,16 @@ def test_a_killed_process_goes_on_where_it_was(tmp_path: Path) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with subprocess.Popen(words, env=environment, stderr=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 120
-        while not (cut / "checkpoint-2" / "trainer_state.json").exists():
+        while not (cut / "checkpoint-2" / "whole.json").exists():
             assert process.poll() is None, "ended before its first checkpoint"
             assert time.monotonic() < deadline, "no checkpoint"
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
     assert not (cut / "model.safetensors").exists()
+    # The next save, killed before its end: everything but what callbacks write and the mark.
+    shutil.copytree(cut / "checkpoint-2", cut / "checkpoint-4", dirs_exist_ok=True)
+    for name in ("leash.json", "whole.json"):
+        (cut / "checkpoint-4" / name).unlink()
 
     refused = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
     assert refused.returncode == 1
@@ -114,4 +118,5 @@ def test_a_killed_process_goes_on_where_it_was(tmp_path: Path) -> None:
         env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert again.returncode == 0, again.stderr
+    assert "checkpoint-4: not saved to the end, left out" in again.stderr
     assert model(cut) == model(whole)

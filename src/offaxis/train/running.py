@@ -14,7 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from offaxis.errors import InputError, OutputError
 from offaxis.train.arguments import Arguments, read_arguments
-from offaxis.train.boundary import BoundaryCallback, boundary_period, resume_point
+from offaxis.train.boundary import (
+    BoundaryCallback,
+    WholeCallback,
+    boundary_period,
+    resume_point,
+)
 from offaxis.train.data import Source, load_data, needs_samples
 from offaxis.train.methods import Method
 from offaxis.train.record import write_log, write_record
@@ -121,6 +126,7 @@ def run(
         trainer = build_trainer(arguments, data, eval_data, rewards, mask=mask, tell=note)
         for callback in (
             BoundaryCallback(boundary_period(arguments.config), tell=note),
+            WholeCallback(),
             *callbacks,
         ):
             trainer.add_callback(callback)

@@ -198,6 +198,8 @@ def test_every_setting_but_keep_makes_another_run() -> None:
         "own_exam": True,
         "mask_refresh": 5,
         "adapter": "lora",
+        "optimizer": "sgd",
+        "dtype": "bfloat16",
     }
     assert {field.name for field in fields(RunConfig)} == changed.keys() | {"keep"}
     names = {replace(first, **{key: value}).identity("base") for key, value in changed.items()}

@@ -319,9 +319,49 @@ def test_checkpoints_are_saved_where_asked_and_at_the_end(
     assert found == {f"checkpoint-{step}" for step in expected}
 
 
+def settled(base: Path, out: Path, **keys: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The first checkpoint's weights, and the record, of a run of GRPO with these settings."""
+    settings = replace(SETTINGS, **keys)
+    run = train_run("grpo", base=base, out=out, settings=settings, progress=False)
+    return weights(run.checkpoints[0][1]), json.loads((out / "run.json").read_text())
+
+
+def test_a_bf16_store_loses_what_float32_masters_keep(small_base: Path, tmp_path: Path) -> None:
+    """Gate III, pure store: at this rate most steps are below half a unit in the last place."""
+    lost: dict[str, float] = {}
+    before = weights(small_base)
+    for dtype in training.DTYPES:
+        found, told = settled(small_base, tmp_path / dtype, dtype=dtype, learning_rate=1e-5)
+        assert told["model_dtype"] == dtype
+        assert {str(one.dtype) for one in found.values()} == {f"torch.{dtype}"}
+        # In what is trained, not after rounding: float32 masters move almost every entry.
+        same = sum(int((found[name].float() == before[name].float()).sum()) for name in before)
+        lost[dtype] = same / sum(one.numel() for one in before.values())
+    assert lost["float32"] < 0.1
+    assert lost["bfloat16"] > 0.5
+
+
+def test_sgd_steps_along_the_gradient_and_adam_does_not(small_base: Path, tmp_path: Path) -> None:
+    """A step of SGD is linear in the rate; one of Adam has about one size for every entry."""
+    before = weights(small_base)
+    name = next(one for one in before if one.endswith("down_proj.weight"))
+    spread, steps = {}, {}
+    for optimizer, rate in (("sgd", 1e-1), ("sgd", 2e-1), ("adamw_torch", 1e-3)):
+        keys = {"optimizer": optimizer, "learning_rate": rate}
+        found, told = settled(small_base, tmp_path / f"{optimizer}-{rate}", **keys)
+        assert told["arguments"]["optim"] == optimizer
+        moved = (found[name].double() - before[name].double()).abs()
+        steps[optimizer, rate] = moved
+        spread[optimizer] = float(moved.max() / moved.median())
+    assert torch.allclose(steps["sgd", 2e-1], 2 * steps["sgd", 1e-1], rtol=0.02, atol=1e-7)
+    assert spread["adamw_torch"] < 2 < spread["sgd"]
+
+
 @pytest.mark.parametrize(
     ("bad", "words"),
     [
+        ({"optimizer": "muon"}, "muon"),
+        ({"dtype": "float16"}, "float16"),
         ({"steps": 0, "save_at": ()}, "steps 0"),
         ({"steps": 5, "save_at": (6,)}, r"save_at \[6\]"),
         ({"save_at": (0,)}, r"save_at \[0\]"),

@@ -1,4 +1,4 @@
-"""Runs from one base by every method of `offaxis.train`: same optimizer, rate and steps."""
+"""Runs from one base by every method of `offaxis.train`, alike in all but what is asked for."""
 
 from __future__ import annotations
 
@@ -28,8 +28,11 @@ from offaxis.train.record import finite
 if TYPE_CHECKING:
     from transformers import Trainer
 
-__all__ = ["METHODS", "Method", "Run", "TrainingSettings", "train_run"]
+__all__ = ["DTYPES", "METHODS", "OPTIMIZERS", "Method", "Run", "TrainingSettings", "train_run"]
 
+OPTIMIZERS = ("adamw_torch", "sgd", "rmsprop", "adafactor")
+"""Of those that transformers names: what a run's steps may be made with."""
+DTYPES = ("float32", "bfloat16")
 _FURTHER_PROMPTS = 4  # times the prompts of a run, from which DAPO draws further groups
 
 
@@ -90,7 +93,7 @@ optimises is told there; the data are those of `offaxis.lab.data`. None has a KL
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """What all methods share, and each one's batch. Constant learning rate, AdamW, no decay."""
+    """What all methods share, and each one's batch. Constant learning rate, no decay."""
 
     task: str = "arithmetic"
     steps: int = 60
@@ -105,6 +108,11 @@ class TrainingSettings:
     completions_per_prompt: int = 8
     """RL: the group whose mean reward is the baseline. Other methods see as many different
     prompts a step as RL sees completions, each with one solution (DPO: one pair)."""
+    optimizer: str = "adamw_torch"
+    """One of `OPTIMIZERS`; `sgd` has no momentum."""
+    dtype: str = "float32"
+    """In which the weights are stored while they are trained. bfloat16: no float32 masters, every
+    step is rounded into the store (and checkpoints are bfloat16)."""
 
     def __post_init__(self) -> None:
         task_named(self.task)
@@ -114,6 +122,11 @@ class TrainingSettings:
             raise InputError(
                 f"steps {self.steps}, save_at {list(self.save_at)}: at least one step, and "
                 "checkpoints within the steps"
+            )
+        if self.optimizer not in OPTIMIZERS or self.dtype not in DTYPES:
+            raise InputError(
+                f"optimizer {self.optimizer!r}, dtype {self.dtype!r}: choose among "
+                f"{', '.join(OPTIMIZERS)} and {', '.join(DTYPES)}"
             )
         if self.prompts_per_step < 1 or self.completions_per_prompt < 2:
             raise InputError(
@@ -166,7 +179,7 @@ def _arguments(method: Method, settings: TrainingSettings, out: Path) -> dict[st
         "max_steps": settings.steps,
         "learning_rate": settings.learning_rate,
         "lr_scheduler_type": "constant",
-        "optim": "adamw_torch",
+        "optim": settings.optimizer,
         "adam_beta1": 0.9,
         "adam_beta2": 0.999,
         "weight_decay": 0.0,
@@ -186,6 +199,8 @@ def _arguments(method: Method, settings: TrainingSettings, out: Path) -> dict[st
         # What the first study ran with; in float32 on a CPU both take the same time.
         "model_init_kwargs": {"attn_implementation": "sdpa" if gpu else "eager"},
     }
+    if settings.dtype != "float32":  # what TRL loads by default
+        common["model_init_kwargs"]["dtype"] = settings.dtype
     longest = longest_completion(settings.task, settings.difficulty)
     if method.on_policy:
         common |= {
@@ -201,7 +216,7 @@ def _arguments(method: Method, settings: TrainingSettings, out: Path) -> dict[st
             "steps_per_generation": method.recipe.updates_per_generation,
         }
     if method.recipe.family == "distillation":
-        common["teacher_model_init_kwargs"] = {"dtype": "float32", **common["model_init_kwargs"]}
+        common["teacher_model_init_kwargs"] = {**common["model_init_kwargs"], "dtype": "float32"}
     return common | dict(method.arguments)
 
 
@@ -311,8 +326,8 @@ def train_run(
 ) -> Run:
     """Train `base` by the method `name` into `out`: `checkpoint-N`, `run.json`, `log.json`.
 
-    Weights, gradients and Adam's moments are float32, whatever the base's dtype; so are the
-    checkpoints. A GPU is used if there is one. `teacher` is the model that distillation learns
+    Weights, gradients, the optimizer's moments and checkpoints are of `settings.dtype`, whatever
+    the base's. A GPU is used if there is one. `teacher` is the model that distillation learns
     from, `cache` a directory for samples that further runs from these models can use again, `part`
     what of the base is trained. Everything random follows `settings.seed`; the global random state
     is changed.
@@ -373,7 +388,7 @@ def _record(name: str, arguments: dict[str, Any], settings: TrainingSettings) ->
         "revision": METHODS[name].revision,
         "settings": asdict(settings),
         "arguments": arguments,
-        "model_dtype": "float32",
+        "model_dtype": settings.dtype,
         "device": "cuda" if torch.cuda.is_available() else "cpu",
         "threads": 1,
         "versions": library_versions(),

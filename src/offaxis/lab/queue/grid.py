@@ -59,6 +59,10 @@ class RunConfig:
     adapter: str = ""
     """Train this adapter, `METHOD` or `METHOD?key=value` (`offaxis.train.adapters.AdapterSpec`).
     Nothing: the model itself is trained; "full" is that too."""
+    optimizer: str = "adamw_torch"
+    """One of `offaxis.lab.training.OPTIMIZERS`."""
+    dtype: str = "float32"
+    """In which the weights are stored in training: float32, or bfloat16 without masters."""
 
     def settings(self) -> TrainingSettings:
         """The training side of the run, checked."""
@@ -96,7 +100,9 @@ class RunConfig:
         base: digest of the base's weights. Whether checkpoints are kept does not count; a
         method's revision does, from the first on.
         """
-        later = ("mask", "twin_seed", "own_exam", "adapter", "mask_refresh")
+        later = (
+            "mask", "twin_seed", "own_exam", "adapter", "mask_refresh", "optimizer", "dtype",
+        )  # fmt: skip
         plain = {one.name: one.default for one in fields(self)}  # absent from older identities
         told = {
             name: value
@@ -215,5 +221,7 @@ def _check(config: RunConfig, where: str) -> None:
             AdapterSpec.parse(config.adapter)
             if config.mask:
                 raise InputError("mask and adapter: a run has one of them")
+            if config.dtype != "float32":
+                raise InputError(f"dtype {config.dtype} and adapter: adapters are float32 here")
     except InputError as error:
         raise InputError(f"{where}: {error}") from error

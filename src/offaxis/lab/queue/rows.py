@@ -84,6 +84,8 @@ RUN: dict[str, Any] = {
     "mask_density": pl.Float64(),
     "mask_refresh": pl.Int64(),
     "adapter": pl.String(),
+    "optimizer": pl.String(),
+    "dtype": pl.String(),
     "trainable": pl.Int64(),
     "base": pl.String(),
     "teacher": pl.String(),
@@ -99,7 +101,8 @@ RUN: dict[str, Any] = {
 """Columns of a row. `revision`: of the method, 0 the first. `mask`: the rule that says what was
 trained, `mask_density`: the share of the matrices' entries that it selects; null where all was
 trained; `mask_refresh`: steps after which it was made again. `adapter`: what was trained in the
-base's place; `trainable`: parameters with gradients. `base`, `teacher`: digests of weights.
+base's place; `optimizer`, `dtype`: null in rows from before there was a choice (AdamW, float32);
+`trainable`: parameters with gradients. `base`, `teacher`: digests of weights.
 `sampled`: completions that models were sampled for, for the data and in training.
 `train_seconds`: with loading and sampling, on the clock; `train_cpu_seconds`: of the steps alone.
 `peak_mib`: the largest resident size of the run's process. `versions`: JSON."""

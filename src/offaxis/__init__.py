@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from offaxis import delta, masks, train
+    from offaxis import delta, gates, intervene, masks, train
     from offaxis.checkpoint import Checkpoint, describe, open_checkpoint
     from offaxis.comparison import Comparison, ManyComparison, compare, compare_manifest
     from offaxis.errors import OffaxisError
@@ -24,6 +24,8 @@ __all__ = [
     "compare_manifest",
     "delta",
     "describe",
+    "gates",
+    "intervene",
     "masks",
     "open_checkpoint",
     "train",
@@ -39,7 +41,7 @@ _HOME = {
     "describe": "offaxis.checkpoint",
     "open_checkpoint": "offaxis.checkpoint",
 }
-_MODULES = frozenset({"delta", "masks", "train"})
+_MODULES = frozenset({"delta", "gates", "intervene", "masks", "train"})
 
 
 def __getattr__(name: str) -> Any:

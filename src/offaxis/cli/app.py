@@ -14,7 +14,18 @@ _INTERRUPTED = 130
 
 def build() -> typer.Typer:
     """The application with every verb."""
-    from offaxis.cli import compare, delta, demo, describe, evaluate, lab, mask, train
+    from offaxis.cli import (
+        compare,
+        delta,
+        demo,
+        describe,
+        evaluate,
+        gates,
+        intervene,
+        lab,
+        mask,
+        train,
+    )
 
     app = typer.Typer(
         name="offaxis",
@@ -39,11 +50,13 @@ def build() -> typer.Typer:
 
     app.command(name="describe")(describe.describe)
     app.command(name="compare")(compare.compare)
+    app.command(name="gates")(gates.gates)
     app.command(name="demo")(demo.demo)
     app.command(name="mask")(mask.mask)
     app.command(name="train", context_settings=train.EXTRA_FLAGS)(train.train)
     app.command(name="eval")(evaluate.evaluate)
     app.add_typer(delta.app)
+    app.add_typer(intervene.app)
     app.add_typer(lab.app)
     return app
 

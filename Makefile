@@ -32,6 +32,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/train.py
 	$(BIN)/python benchmarks/masks.py
 	$(BIN)/python benchmarks/sparse.py
+	$(BIN)/python benchmarks/adapters.py
 
 clean:
 	rm -rf $(VENV) demo-report bench-delta .pytest_cache .mypy_cache .ruff_cache

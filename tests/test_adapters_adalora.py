@@ -162,6 +162,14 @@ def test_the_penalty_is_its_formula_and_is_logged(tmp_path: Path) -> None:
     assert logged == pytest.approx([expected] * 3, rel=1e-3), "E alone is pruned"
 
 
+def test_autocast_does_not_round_the_penalty() -> None:
+    """Near orthogonality, bfloat16 would leave nothing of AAᵀ − I but its rounding."""
+    model = made(SPEC).base_model.model
+    with torch.autocast("cpu", torch.bfloat16):
+        found = orthogonality(model, "default")
+    assert torch.equal(found, orthogonality(model, "default"))
+
+
 def test_no_weight_is_no_penalty_bit_for_bit(tmp_path: Path) -> None:
     free = made(f"{SPEC}&orthogonality=0")
     bare = made(SPEC)

@@ -122,6 +122,22 @@ def test_the_base_in_memory_is_rounded_once(gpt2: Path, tmp_path: Path) -> None:
     assert short.get_parameter(name.replace("base_layer", "lora_A.default")).dtype == torch.float32
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("method", ["pissa", "pissa?niter=2", "milora"])
+def test_a_half_precision_start_is_loaded_as_it_was(
+    method: str, dtype: torch.dtype, gpt2: Path, tmp_path: Path
+) -> None:
+    """PEFT takes PiSSA's float32 factors out of the base, and rounds the factors afterwards."""
+    live = adapted(gpt2, method, dtype=dtype)
+    again = load_adapted(load(gpt2, dtype=dtype), saved(live, tmp_path / "adapter"))
+    assert live.offaxis_base == "ref"
+    seen = dict(again.named_parameters())
+    bases = [name for name, _ in live.named_parameters() if "base_layer.weight" in name]
+    assert bases
+    assert all(torch.equal(live.get_parameter(name), seen[name]) for name in bases)
+    assert torch.equal(logits(again), logits(live.eval()))
+
+
 def test_a_model_is_no_place_for_another_ones_adapter(gpt2: Path, tmp_path: Path) -> None:
     llama = base_dir("llama", tmp_path / "llama")
     adapter = saved(adapted(gpt2, "ia3"), tmp_path / "adapter")
@@ -185,6 +201,12 @@ def test_a_model_in_memory_is_exported_as_its_directory_is(gpt2: Path, tmp_path:
         assert (tmp_path / "live" / name).read_bytes() == (tmp_path / "stored" / name).read_bytes()
 
 
+def test_a_model_without_an_adapter_is_no_adapter(gpt2: Path, tmp_path: Path) -> None:
+    for write in (materialize, export_lora):
+        with pytest.raises(CheckpointError, match=r"GPT2LMHeadModel is neither .* save_pretrained"):
+            write(load(gpt2), tmp_path / "out")
+
+
 def test_what_is_a_lora_already_or_never_is_not_exported(gpt2: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     for method in ("lora", "off_principal_lora", "ia3"):
@@ -192,6 +214,8 @@ def test_what_is_a_lora_already_or_never_is_not_exported(gpt2: Path, tmp_path: P
         adapter = saved(adapted(gpt2, RANKED[method]), tmp_path / method)
         with pytest.raises(InputError, match="never overwritten"):
             export_lora(adapter, out)
+    with pytest.raises(InputError, match="has an adapter already"):
+        load_adapted(adapted(gpt2, "lora?rank=2"), tmp_path / "lora")
     with pytest.raises(InputError, match="no adapter ref"):
         export_lora(adapted(gpt2, "lora?rank=2"), out)
     dora = shaken(prepare_peft_model(load(gpt2), lora("pissa", use_dora=True)))

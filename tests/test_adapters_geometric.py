@@ -238,6 +238,17 @@ def test_without_directions_it_is_lora_bit_for_bit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("side", ["in", "out"])
+def test_autocast_does_not_round_the_projection(side: str) -> None:
+    """TRL trains under it by default, and products in bfloat16 leave 1e-3 of what is taken out."""
+    torch.manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(32, 3)).Q
+    layer = ProjectedLinear(torch.nn.Linear(32, 32, bias=False), basis, side)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = layer.projected()
+    assert torch.equal(found, layer.projected())
+
+
+@pytest.mark.parametrize("side", ["in", "out"])
 def test_the_gradient_is_that_of_the_projection_written_out(side: str) -> None:
     torch.manual_seed(0)
     plain = torch.nn.Linear(7, 5, bias=False, dtype=torch.float64)
@@ -295,6 +306,20 @@ def test_weights_that_are_not_there_or_are_codes_are_refused() -> None:
     config = GeometricLoraConfig(r=2, init_lora_weights="milora", target_modules=asked)
     with pytest.raises(InputError, match="float8_e4m3fn has codes, not weights"):
         get_peft_model(coded, config)
+
+
+@pytest.mark.parametrize("name", ["milora?rank=4", "geora?rank=4"])
+def test_a_start_that_is_zero_would_never_train(name: str) -> None:
+    """B and A would both be 0, and so would their gradients."""
+    model = base("llama")
+    model.model.layers[0].self_attn.q_proj.weight.data.zero_()
+    with pytest.raises(InputError, match=r"only 0 of the 4 directions .* would never train"):
+        adapt(model, name)
+
+
+def test_too_few_small_entries_have_too_few_directions() -> None:
+    with pytest.raises(InputError, match=r"geora: only . of the 4 .* a larger low_share"):
+        adapt(base("llama"), "geora?rank=4&low_share=0.001")
 
 
 def test_a_frozen_factor_stays_frozen() -> None:

@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 from adapter_runs import IDS, base, layers, made, trained
 from kl_runs import column, make, quiet_libraries
 from offaxis.errors import InputError
-from offaxis.train.adapters import AdapterSpec, LoraFaAdamW, wire
+from offaxis.train.adapters import AdapterSpec, LoraFaAdamW, load_adapted, wire
 
 RATE = 1e-3
 ARGUMENTS: dict[str, Any] = {
@@ -229,6 +229,16 @@ def test_its_steps_take_a_closure() -> None:
     assert len(found.state) == 14
 
 
+def test_a_model_that_adapt_has_not_made_is_wired_by_name(tmp_path: Path) -> None:
+    """PEFT's files say LoRA for both: unnamed, that is what is trained."""
+    made("lora_fa?rank=4").save_pretrained(tmp_path / "adapter")
+    model = load_adapted(base(), tmp_path / "adapter", trainable=True)
+    trainer = make("GRPO", model, tmp_path / "out", **ARGUMENTS)
+    wire(trainer, "lora_fa")
+    assert set(trained(model)) == set(trained(made("lora_fa?rank=4")))
+    assert isinstance(trainer.create_optimizer(), LoraFaAdamW)
+
+
 # What stands in the way
 
 
@@ -246,3 +256,7 @@ def test_optimizers_that_cannot_be_are_refused(tmp_path: Path) -> None:
     trainer.create_optimizer()
     with pytest.raises(InputError, match="lora_plus is its optimizer, and the trainer was given"):
         wire(trainer)
+    trainer.optimizer = None
+    wire(trainer)
+    rates = {group["lr"] for group in trainer.create_optimizer().param_groups}
+    assert len(rates) == 2, "a refusal is no wiring"

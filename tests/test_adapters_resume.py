@@ -103,8 +103,8 @@ def test_a_resumed_run_is_the_uninterrupted_one(adapter: str, tmp_path: Path) ->
     assert first.keys() == second.keys()
     assert [name for name in first if not equal(first[name], second[name])] == []
     middle = state(whole / "checkpoint-3")
-    moved = [n for n in middle if n in first and ".weight" in n and not equal(middle[n], first[n])]
-    assert moved or adapter.startswith(("adalora", "vera", "miss", "ia3")), "nothing was trained"
+    names = load_file(whole / "checkpoint-3" / "adapter_model.safetensors")
+    assert any(not equal(middle[name], first[name]) for name in names), "nothing was trained"
     assert any(row.get("grad_norm") for row in rows)
     if adapter.startswith(("adalora", "off_principal")):
         assert (whole / "checkpoint-3" / STATE).is_file()

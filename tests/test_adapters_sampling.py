@@ -106,6 +106,28 @@ def test_a_coarse_base_is_refused(folder: Path) -> None:
         pass
 
 
+def test_a_merged_model_is_refused_and_stays_as_it_is(folder: Path) -> None:
+    """It would forget that it is merged, and add its adapters twice from then on."""
+    made = model(folder, "lora")
+    apart = logits(made)
+    made.merge_adapter()
+    together = logits(made)
+    with pytest.raises(InputError, match="merged already"), merged(made):
+        pass
+    assert torch.equal(logits(made), together)
+    made.unmerge_adapter()
+    assert torch.allclose(logits(made), apart, atol=1e-4)
+
+
+def test_a_base_of_codes_is_refused(folder: Path) -> None:
+    made = model(folder, "lora")
+    layer = next(one for one in made.modules() if hasattr(one, "merged_adapters"))
+    codes = torch.zeros(layer.get_base_layer().weight.shape, dtype=torch.int8)
+    layer.get_base_layer().weight = torch.nn.Parameter(codes, requires_grad=False)
+    with pytest.raises(InputError, match=r"torch\.int8"), merged(made):
+        pass
+
+
 def test_a_trainer_that_does_not_sample_is_refused() -> None:
     with pytest.raises(InputError, match="object does not sample"):
         sample_merged(object())
@@ -114,9 +136,9 @@ def test_a_trainer_that_does_not_sample_is_refused() -> None:
 def test_norms_with_masters_hand_on_what_a_frozen_bfloat16_base_expects(folder: Path) -> None:
     """Without the cast the next linear gets float32, and its bfloat16 weight refuses it."""
     made = model(folder, "ln_tuning", dtype=torch.bfloat16, noise=0.0)
-    plain = logits(made)
-    warning = give_masters(made, learning_rate=1e-4, insist=False)
-    assert "float32 masters" in warning
+    with made.disable_adapter():
+        plain = logits(made)
+    assert give_masters(made, learning_rate=1e-4, insist=False) == "", "`adapt` has done it"
     assert {p.dtype for p in made.parameters() if p.requires_grad} == {torch.float32}
     assert {p.dtype for p in made.parameters() if not p.requires_grad} == {torch.bfloat16}
     assert torch.allclose(logits(made).float(), plain.float(), atol=0.05)

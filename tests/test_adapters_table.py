@@ -96,6 +96,8 @@ def test_a_bfloat16_base_changes_nothing_of_what_is_trained(name: str) -> None:
     """PEFT casts AdaLoRA's rank counts with the factors, and so makes them trainable."""
     model = adapt(base().to(torch.bfloat16), spec(name), seed=0)
     assert {path: one.numel() for path, one in trained(model).items()} == expected(name, "bundled")
+    assert {one.dtype for one in trained(model).values()} == {torch.float32}, "steps would be lost"
+    steps(model, 1)
 
 
 def test_full_trains_every_parameter() -> None:
@@ -212,6 +214,7 @@ def test_dropout_reaches_the_adapter(name: str) -> None:
         ("lora", {"target_modules": 5}, "target_modules 5"),
         ("lora_plus", {"ratio": 0.5}, "ratio 0.5 of lora_plus: a number of at least 1"),
         ("pissa", {"niter": "abc"}, "niter 'abc' of pissa"),
+        ("vera", {"d_initial": 0}, "d_initial 0 of vera: a number other than 0"),
         ("adalora", {"beta1": 1.0}, "beta1 1.0 of adalora"),
         ("adalora", {"every": 0}, "every 0"),
         ("off_principal_lora", {"avoid": "all"}, "one of principal, minor, random is needed"),
@@ -243,6 +246,9 @@ def test_a_line_of_text_says_the_same_as_a_mapping() -> None:
     assert AdapterSpec.parse(regex).target_modules == regex.partition("=")[2], "a + is a +"
     assert AdapterSpec.parse('lora?target_modules=["q_proj"]').target_modules == ("q_proj",)
     assert AdapterSpec.parse("lora?target_modules=a%26b").target_modules == "a&b"
+    assert AdapterSpec("lora", target_modules=["q_proj"]) == AdapterSpec.of(
+        {"method": "lora", "target_modules": ["q_proj"]}
+    )
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def test_names_regular_expressions_and_all(asked: Any, count: int, ends: set[str
         ("lora", ("input_layernorm",), "is no linear module .* choose among q_proj, k_proj"),
         ("lora", ("embed_tokens",), "which is no linear module"),
         ("lora", ("q_proj", "z_proj"), "'z_proj' matches no module; the model has q_proj, k_proj"),
-        ("lora", "q_proj", "'q_proj' matches no module"),  # a regular expression of whole paths
+        ("lora", "q_proj", r"'q_proj' matches no module.* regular expression .* are a list, \["),
         ("lora", r".*(", "no regular expression"),
         ("lora", "all-norms", "adapts linear modules; give 'all-linear'"),
         ("lora", ".*_proj|.*norm", "which is no linear module"),

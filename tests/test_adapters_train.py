@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from peft import get_peft_model
+from safetensors.torch import load_file
 
 from adapter_runs import base, logits, made
 from kl_runs import BUNDLED, column, make, run
@@ -50,7 +52,8 @@ def rows() -> Any:
          AdapterSpec("milora", rank=16, target_modules=("q_proj",))),
         ({"method": "off_principal_lora", "avoid": "random", "alpha": 8},
          AdapterSpec("off_principal_lora", alpha=8, options={"avoid": "random"})),
-        ("full", None),
+        ("full", AdapterSpec("full")),
+        ({"method": "full"}, AdapterSpec("full")),
         ({"peft_type": "LORA", "r": 4}, None),
         (None, None),
     ],
@@ -104,7 +107,8 @@ def test_what_a_dry_run_tells(tmp_path: Path) -> None:
     norms = told("ln_tuning")
     assert norms["target_modules"] == "all-norms"
     assert not {"rank", "alpha", "dropout"} & set(norms), "what it does not have is not told"
-    assert told("full") is told({"peft_type": "LORA", "r": 4}) is None
+    assert (told("full")["method"], told("full")["trains"]) == ("full", ["all"])
+    assert told({"peft_type": "LORA", "r": 4}) is told(None) is None
 
 
 def test_two_adapters_are_refused(tmp_path: Path) -> None:
@@ -133,6 +137,20 @@ def test_what_is_asked_for_is_what_the_trainer_has_wired(adapter: str, tmp_path:
     with quiet_libraries():
         made_by = type(trainer.create_optimizer()).__name__
     assert (made_by == "LoraFaAdamW") == adapter.startswith("lora_fa")
+
+
+def test_full_is_the_run_without_an_adapter_bit_for_bit(tmp_path: Path) -> None:
+    found = []
+    for name, adapter in (("full", {"adapter": "full"}), ("bare", {})):
+        out = tmp_path / name
+        with quiet_libraries():
+            train("grpo", KEYS | adapter | {"output_dir": str(out), "learning_rate": 1e-3},
+                  data=rows(), tell=lambda text: None)  # fmt: skip
+        found.append(load_file(out / "model.safetensors"))
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+    start = base().state_dict()
+    assert any(not torch.equal(one, start[name].to(one.dtype)) for name, one in found[0].items())
 
 
 # The reference of adapters that take over a part of the base

@@ -15,8 +15,10 @@ from offaxis.lab.peft.naming import DORA, FULL, LORA, ordered
 from offaxis.lab.peft.ranking import (
     _agreeing,
     _drawn,
+    _interaction,
     _places,
     _power,
+    _repeat,
     agreement,
     power,
 )
@@ -29,9 +31,16 @@ PROBLEMS, SAMPLES = 100, 8
 Table = dict[str, dict[int, np.ndarray[Any, np.dtype[np.float64]]]]
 
 
-def table(rng: np.random.Generator, levels: dict[str, float], *, run: float = 0.01) -> Table:
+def table(
+    rng: np.random.Generator,
+    levels: dict[str, float],
+    *,
+    run: float = 0.01,
+    base: np.ndarray[Any, np.dtype[np.float64]] | None = None,
+) -> Table:
     """Shares of right samples of three seeds; problems and seeds are shared."""
-    base, shared = rng.uniform(-0.2, 0.2, PROBLEMS), rng.normal(0, 0.02, 3)
+    drawn, shared = rng.uniform(-0.2, 0.2, PROBLEMS), rng.normal(0, 0.02, 3)
+    base = drawn if base is None else base
     return {
         one: {
             seed: rng.binomial(
@@ -151,6 +160,41 @@ def test_rankings_of_equal_adapters_cannot_be_told() -> None:
     ]
     assert "holds" not in {one["word"] for one in told}
     assert all(one["low"] < 0.5 for one in told)
+
+
+def test_adapters_that_are_level_do_not_turn_a_ranking_round() -> None:
+    """One ranking under both algorithms, its steps far below the noise: tau is near zero."""
+    rng = np.random.default_rng(6)
+    levels = {one: 0.6 + 0.001 * place for place, one in enumerate(ADAPTERS)}
+    told = [_agreeing(*(table(rng, levels, run=0.03) for _ in range(2))) for _ in range(12)]
+    assert np.mean([one["high"] < 0.5 for one in told]) > 0.2, "tau alone would say so"
+    assert [one["word"] for one in told].count("does not") <= 1
+
+
+def test_a_repeat_is_told_as_it_would_come_out() -> None:
+    """Of level adapters, of a clear ranking and of one between, beside two real sets of seeds."""
+    rng = np.random.default_rng(7)
+    for step in (0.0, 0.003, 0.02):
+        levels = {one: 0.5 + step * place for place, one in enumerate(ADAPTERS)}
+        base, told, real = rng.uniform(-0.1, 0.1, PROBLEMS), [], []
+        for _ in range(20):
+            one, other = (table(rng, levels, run=0.02, base=base) for _ in range(2))
+            told.append(_repeat(one, ADAPTERS))
+            level = [[np.mean(list(x[arm].values())) for arm in ADAPTERS] for x in (one, other)]
+            real.append(kendall(*map(np.array, level)))
+        assert np.mean(told) == pytest.approx(np.mean(real), abs=0.13), step
+
+
+def test_an_interaction_is_found_as_often_as_it_should() -> None:
+    rng = np.random.default_rng(8)
+    levels = {one: 0.4 + 0.01 * place for place, one in enumerate(ADAPTERS)}
+    other = {one: levels[one] + 0.08 * (place % 2) for place, one in enumerate(ADAPTERS)}
+    none = [_interaction(table(rng, levels), table(rng, levels)) for _ in range(100)]
+    some = [_interaction(table(rng, levels), table(rng, other)) for _ in range(10)]
+    assert np.mean([p < 0.05 for p in none if p is not None]) <= 0.12
+    assert max(p for p in some if p is not None) < 0.05
+    single = [{one: {0: row[0]} for one, row in table(rng, levels).items()} for _ in range(2)]
+    assert _interaction(*single) is None
 
 
 def test_an_interval_of_tau_covers_the_true_one() -> None:

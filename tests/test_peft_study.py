@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,12 @@ from offaxis.lab.peft.naming import (
     DORA,
     FULL,
     LORA,
+    LORA_PLUS,
+    MILORA,
     PISSA,
+    label,
 )
 from offaxis.lab.peft.questions import QUESTIONS
-from offaxis.lab.peft.sensitivity import _wilson
 from offaxis.lab.peft.summary import Runs
 from offaxis.lab.peft.words import blocks
 from offaxis.lab.queue import RunConfig
@@ -127,6 +128,25 @@ def test_what_is_planted_is_found(study: PeftStudy, rates: str) -> None:
     assert words(study, "regret", rates)["rank-1 LoRA is level with LoRA or better"] == "does not"
 
 
+def test_the_papers_other_claims_about_lora_are_asked(study: PeftStudy) -> None:
+    assert words(study, "behind", "own")["LoRA is worse than full"] in ("does not", "cannot tell")
+    assert words(study, "plus", "own")["LoRA+ beats LoRA"] in ("does not", "cannot tell")
+    other = replace(PLANTED, accuracy={**PLANTED.accuracy, FULL: 0.0, LORA_PLUS: 0.0})
+    found = PeftStudy(make_rows(other))
+    assert words(found, "behind", "own") == {"LoRA is worse than full": "holds"}
+    assert words(found, "plus", "own") == {"LoRA+ beats LoRA": "holds"}
+
+
+def test_one_set_of_runs_has_one_answer(study: PeftStudy) -> None:
+    """At LoRA's rate full collapses, and no interval of adapters that stay where they are moves."""
+    numbers = ["value", "low", "high", "p", "p_holm", "word"]
+    both = [study.comparisons.filter(question="svd", rates=one) for one in ("own", "shared")]
+    milora, pissa = ([one.filter(adapter=name).select(numbers) for one in both]
+                     for name in (MILORA, PISSA))  # fmt: skip
+    assert milora[0].equals(milora[1]), "its own rate is LoRA's"
+    assert not pissa[0].equals(pissa[1])
+
+
 def test_the_rate_decides_where_it_is_planted(study: PeftStudy) -> None:
     own = words(study, "regret", "own")["LoRA is level with full or better"]
     shared = words(study, "regret", "shared")["LoRA is level with full or better"]
@@ -158,15 +178,14 @@ def test_equal_adapters_are_seldom_told_apart() -> None:
 
 def test_what_a_rate_beside_the_best_costs(study: PeftStudy) -> None:
     lora = cell(study.sensitivity, adapter=LORA)
-    assert (lora["tried"], lora["best"], lora["share_close"], lora["decades"]) == (4, BEST, 0.25, 0)
+    assert lora["best"] == BEST
     for side in ("below", "above"):
         assert lora[side] == pytest.approx(-0.11, abs=0.06), "0.3 a decade, less at the ceiling"
     flat = study.by_rate.with_columns(pl.lit(0.7).alias("accuracy"))
     table = PeftStudy(study.rows)
     table.__dict__["by_rate"] = flat
     row = cell(table.sensitivity, adapter=LORA)
-    assert (row["share_close"], row["below"]) == (1.0, 0.0)
-    assert row["decades"] == pytest.approx(math.log10(1e-2 / 3e-4))
+    assert (row["below"], row["above"]) == (0.0, 0.0)
 
 
 def test_a_run_below_the_bases_interval_has_collapsed(study: PeftStudy) -> None:
@@ -179,11 +198,28 @@ def test_a_run_below_the_bases_interval_has_collapsed(study: PeftStudy) -> None:
     assert row["first"] == fallen["learning_rate"].min()
     common = fallen.filter(pl.col("learning_rate") > 2e-4)
     assert (row["common_runs"], row["common_collapsed"]) == (12, common.height), "3e-4 to 1e-2"
-    assert _wilson(6, 12) == pytest.approx((0.254, 0.746), abs=0.001)
-    assert _wilson(0, 3) == pytest.approx((0, 0.562), abs=0.001)
-    assert (row["common_low"], row["common_high"]) == _wilson(common.height, 12)
+    assert row["first_over_best"] == pytest.approx(row["first"] / study.runs.rates[FULL])
     assert (row["own_runs"], row["own_collapsed"]) == (3, 0)
     assert (row["shared_runs"], row["shared_collapsed"]) == (3, 3)
+
+
+def test_the_short_answer_groups_adapters_by_what_can_be_said(study: PeftStudy) -> None:
+    """Every adapter once, under the heading of its interval to LoRA and Holm's p."""
+    lines = study.blocks()["answer"].splitlines()[4:]
+    heading, groups = "", {}
+    for line in lines:
+        cells = [one.strip() for one in line.strip("|").split("|")]
+        heading = cells[0].strip("*") or heading
+        groups[cells[1]] = heading
+    own = study.ranking.filter(method="dapo", rates="own")
+    assert set(groups) == {label(one) for one in own["adapter"] if one != LORA}
+    for row in own.filter(pl.col("adapter") != LORA).iter_rows(named=True):
+        certain, inside = row["p_holm"] < 0.05, max(-row["difference_low"], row["difference_high"])
+        expected = "better than LoRA" if row["difference"] > 0 else "worse"
+        if not certain:
+            expected = "level with LoRA" if inside <= 0.03 else "not told apart"
+        assert groups[label(row["adapter"])] == expected, row["adapter"]
+    assert len(set(groups.values())) > 1
 
 
 def test_the_ratio_of_rates_has_a_range_and_a_word(study: PeftStudy) -> None:

@@ -1,12 +1,11 @@
 """`offaxis delta`: lossless sparse deltas between checkpoints."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from offaxis.cli.progress import print_result, with_bar
 
 __all__ = ["app"]
 
@@ -52,8 +51,8 @@ def pack(
     from offaxis.delta import pack as run
 
     settings: dict[str, Any] = {"codec": codec, "export": export, "weights_only": weights_only}
-    found = _with_bar(lambda bar: run(base, tuned, out=out, progress=bar, **settings))
-    _print(found, as_json, _sizes)
+    found = with_bar(lambda bar: run(base, tuned, out=out, progress=bar, **settings))
+    print_result(found, as_json, _sizes)
 
 
 @app.command()
@@ -70,10 +69,12 @@ def apply(
     """Make the model again from BASE and FILE, every file byte for byte."""
     from offaxis.delta import apply as run
 
-    found = _with_bar(
+    found = with_bar(
         lambda bar: run(base, file, out=out, overwrite=overwrite, limit=limit, progress=bar)
     )
-    _print(found, as_json, lambda it: [f"{it['files']} files, {it['bytes']:,} bytes, are in {out}"])
+    print_result(
+        found, as_json, lambda it: [f"{it['files']} files, {it['bytes']:,} bytes, are in {out}"]
+    )
 
 
 @app.command()
@@ -81,7 +82,7 @@ def info(file: _File, as_json: _Json = False) -> None:
     """Say what FILE holds: sizes, and what changed by layer and role."""
     from offaxis.delta import info as run
 
-    _print(run(file), as_json, lambda found: [*_sizes(found), "", *_roles(found)])
+    print_result(run(file), as_json, lambda found: [*_sizes(found), "", *_roles(found)])
 
 
 @app.command()
@@ -89,30 +90,8 @@ def verify(base: _Base, file: _File, limit: _Limit = None, as_json: _Json = Fals
     """Check FILE against BASE: exit status 0 only if `apply` would give every byte back."""
     from offaxis.delta import verify as run
 
-    found = _with_bar(lambda bar: run(base, file, limit=limit, progress=bar))
-    _print(found, as_json, _verified)
-
-
-def _with_bar(work: "Callable[[Any], dict[str, Any]]") -> dict[str, Any]:
-    """The result of `work`, its progress shown on standard error."""
-    from rich.console import Console
-
-    from offaxis.cli.progress import Bar
-
-    with Bar(Console(stderr=True)) as advance:
-        return work(advance)
-
-
-def _print(
-    found: dict[str, Any], as_json: bool, lines: "Callable[[dict[str, Any]], list[str]]"
-) -> None:
-    import json
-
-    if as_json:
-        print(json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False))
-        return
-    for line in lines(found):
-        print(line)
+    found = with_bar(lambda bar: run(base, file, limit=limit, progress=bar))
+    print_result(found, as_json, _verified)
 
 
 def _verified(found: dict[str, Any]) -> list[str]:

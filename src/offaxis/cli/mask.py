@@ -1,12 +1,11 @@
 """`offaxis mask`: which weights to train, by rule, in a file; and what such a file holds."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from offaxis.cli.progress import print_result, with_bar
 
 __all__ = ["mask"]
 
@@ -95,14 +94,14 @@ def mask(
     given += ["--data"] if data is not None else []
     _check_usage(rule, out, show, other, given)
     if show is not None:
-        _print(_shown(base, show, other, allow_pickle), as_json, _lines_of_show)
+        print_result(_shown(base, show, other, allow_pickle), as_json, _lines_of_show)
         return
     assert rule is not None
     assert out is not None
     if data is not None:
         columns = {"prompt_column": prompt_column, "completion_column": completion_column}
         options["scores"] = _scores(base, rule, data, columns | {"limit": rows, "seed": seed or 0})
-    _print(_made(base, rule, out, like, allow_pickle, options), as_json, _lines_of_made)
+    print_result(_made(base, rule, out, like, allow_pickle, options), as_json, _lines_of_made)
 
 
 def _check_usage(
@@ -124,7 +123,7 @@ def _made(
     from offaxis.masks import make, mask_or_rule
 
     wanted = None if like is None else mask_or_rule(like)
-    return _with_bar(
+    return with_bar(
         lambda bar: make(
             base, rule, out=out, like=wanted, allow_pickle=allow_pickle, progress=bar, **options
         )
@@ -156,31 +155,9 @@ def _shown(base: str, file: str, other: str | None, allow_pickle: bool) -> dict[
 
     wanted = None if other is None else mask_or_rule(other)
     chosen = load(file)
-    return {"file": file} | _with_bar(
+    return {"file": file} | with_bar(
         lambda bar: inspect(chosen, base, other=wanted, allow_pickle=allow_pickle, progress=bar)
     )
-
-
-def _with_bar(work: "Callable[[Any], dict[str, Any]]") -> dict[str, Any]:
-    """The result of `work`, its progress shown on standard error."""
-    from rich.console import Console
-
-    from offaxis.cli.progress import Bar
-
-    with Bar(Console(stderr=True)) as advance:
-        return work(advance)
-
-
-def _print(
-    found: dict[str, Any], as_json: bool, lines: "Callable[[dict[str, Any]], list[str]]"
-) -> None:
-    import json
-
-    if as_json:
-        print(json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False))
-        return
-    for line in lines(found):
-        print("".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in line))
 
 
 def _lines_of_made(found: dict[str, Any]) -> list[str]:

@@ -1,8 +1,30 @@
-"""A progress bar on standard error, for anything that reports `done`, `total` and `tensor`."""
+"""What a verb shows: progress on standard error while it works, its result on standard output."""
 
+from collections.abc import Callable
 from typing import Any
 
-__all__ = ["Bar"]
+__all__ = ["Bar", "print_result", "with_bar"]
+
+Result = dict[str, Any]
+
+
+def with_bar(work: Callable[[Any], Result]) -> Result:
+    """The result of `work`, its progress (`done`, `total`, `tensor`) shown on standard error."""
+    from rich.console import Console
+
+    with Bar(Console(stderr=True)) as advance:
+        return work(advance)
+
+
+def print_result(found: Result, as_json: bool, lines: Callable[[Result], list[str]]) -> None:
+    """Print a result as JSON alone, or line by line, without characters that a terminal obeys."""
+    import json
+
+    if as_json:
+        print(json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False))
+        return
+    for line in lines(found):
+        print("".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in line))
 
 
 class Bar:

@@ -118,7 +118,7 @@ class ExtraArguments:
         alone = [name for name, default in asked.items() if getattr(self, name) != default]
         if self.mask is None and alone:
             raise InputError(f"{alone[0]} without a mask: name a file or a rule with mask")
-        if self.mask is not None and self.adapter is not None:
+        if self.mask is not None and self.adapter not in (None, "full"):
             raise InputError("mask with adapter: an adapter trains weights of its own; choose one")
 
 

@@ -207,9 +207,11 @@ def _model(arguments: Arguments) -> dict[str, Any]:
     from trl import get_peft_config
 
     spec = asked_adapter(arguments)
+    name = arguments.model.model_name_or_path
+    if spec is not None and spec.about.make is None:
+        return {"model": name}
     if spec is not None:
         return {"model": adapt(_base(arguments), spec)}
-    name = arguments.model.model_name_or_path
     options = mapping("adapter", arguments.extra.adapter)
     if options is not None:
         try:

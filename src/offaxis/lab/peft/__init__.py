@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,19 +24,33 @@ __all__ = ["PeftStudy"]
 
 _SHOWN = (
     "place", "adapter", "learning_rate", "seeds", "accuracy", "difference", "p_holm",
-    "kl_tuned_base", "trainable", "train_cpu_seconds",
+    "kl_tuned_base", "trainable",
 )  # fmt: skip
+
+
+_COSTS = "costs.json"
+"""Beside saved rows: what `benchmarks/adapters.py --json` wrote."""
 
 
 @dataclass(frozen=True)
 class PeftStudy(SavedStudy):
     """A queue's rows; everything else follows from them. Runs may still be missing."""
 
+    benchmark: Path | None = None
+    """Figures of `benchmarks/adapters.py`, shown beside the costs."""
+
     name = "peft"
     saved = (
         "ranking", "comparisons", "by_rate", "sensitivity", "collapses", "rate_ratio", "agreement",
         "variants", "power",
     )  # fmt: skip
+
+    @classmethod
+    def read(cls, source: str | Path) -> PeftStudy:
+        """As every study; of a saved one with the benchmark's `costs.json`, where it lies there."""
+        found = super().read(source)
+        beside = Path(source) / _COSTS
+        return replace(found, benchmark=beside) if beside.is_file() else found
 
     def check(self) -> None:
         """InputError where there is no base or no run on an adapter."""
@@ -104,7 +118,9 @@ class PeftStudy(SavedStudy):
         from offaxis.lab.peft.costs import markdown as costs_markdown
         from offaxis.lab.peft.geometry import blocks as geometry_blocks
 
-        return geometry_blocks(self.rows) | {"costs": costs_markdown(costs(self.rows))}
+        return geometry_blocks(self.rows) | {
+            "costs": costs_markdown(costs(self.rows, benchmark=self.benchmark))
+        }
 
     def tables(self) -> Iterator[tuple[str, pl.DataFrame]]:
         """Titles and tables to read."""

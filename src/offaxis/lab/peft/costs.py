@@ -1,18 +1,18 @@
 """What adapters cost: trained parameters, the bytes that go with them, and CPU time of training.
 
 Seconds are CPU seconds of the training alone (one thread; no loading, no scoring), at each
-adapter's own rate under DAPO, held against full fine-tuning and LoRA by seed: the mean over seeds
-of ln of the ratio, Student's t, 95 %. They hold what an adapter's policy makes longer or shorter:
-dynamic sampling draws more completions where a policy solves all of a group or nothing of it, and
-answers differ in length. So completions sampled stand beside them. The lab's model is small, a step
-is mostly sampling, and nothing here tells the cost at 7B. `benchmarks/adapters.py` measures the
-step itself, and memory, on a larger model; its figures can stand beside these.
+adapter's own rate under DAPO. They follow what an adapter's policy does far more than the adapter:
+dynamic sampling draws more completions where a policy solves all of a group or nothing of it. So
+adapters are compared at equal numbers of completions: least squares of seconds on the adapter, the
+seed (whose runs were made at one time) and the completions sampled (one slope for all), and the
+difference to LoRA with Student's t interval by the residuals, 95 %. The lab's model is small, a
+step is mostly sampling, and nothing here tells the cost at 7B. `benchmarks/adapters.py` measures
+the step itself, and memory, on a larger model; its figures can stand beside these.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from offaxis.comparison.sampling import student_t
 from offaxis.errors import InputError
 from offaxis.lab.blocks import decimal, markdown_table
-from offaxis.lab.methods.summary import over_seeds
 from offaxis.lab.peft.geometry.series import checkpoints
 from offaxis.lab.peft.naming import FULL, LORA, label, method_of, ordered
 
@@ -38,21 +38,16 @@ COSTS: dict[str, Any] = {
     "state_bytes": pl.Int64(),
     "seeds": pl.Int64(),
     "cpu_seconds": pl.Float64(),
-    **{
-        f"to_{name}{end}": pl.Float64()
-        for name in ("full", "lora")
-        for end in ("", "_low", "_high")
-    },
     "sampled": pl.Float64(),
-    "cpu_per_sample": pl.Float64(),
+    **{f"beyond_lora{end}": pl.Float64() for end in ("", "_low", "_high")},
     "peak_mib": pl.Float64(),
     "step_to_full": pl.Float64(),
     "step_to_lora": pl.Float64(),
 }
 """Columns of `costs`. share: of full fine-tuning's parameters; state_bytes: `BYTES` a parameter
-that is trained; to_*: ratio of CPU seconds, seed by seed; sampled: completions a run. The last
-three are `benchmarks/adapters.py`'s, of another model and rank: peak anonymous memory beyond the
-loaded model, and a training step's time. Null where it was not run."""
+that is trained; sampled: completions a run; beyond_lora: seconds more than LoRA at as many. The
+last three are `benchmarks/adapters.py`'s, of another model and rank: peak anonymous memory beyond
+the loaded model, and a training step's time. Null where it was not run."""
 
 
 def costs(rows: pl.DataFrame, *, benchmark: str | Path | None = None) -> pl.DataFrame:
@@ -63,10 +58,10 @@ def costs(rows: pl.DataFrame, *, benchmark: str | Path | None = None) -> pl.Data
     measured = measured_costs(benchmark) if benchmark is not None else {}
     runs = checkpoints(rows, "own")
     runs = runs.filter(pl.col("step") == pl.col("step").max().over("run"))
-    seconds = {name: _by_seed(runs, name, "train_cpu_seconds") for name in set(runs["adapter"])}
+    apart = _beyond(runs)
     whole = _trained(runs, FULL)
     found = []
-    for name in ordered(seconds):
+    for name in ordered(set(runs["adapter"])):
         own = runs.filter(adapter=name)
         told: dict[str, Any] = {"adapter": name, "seeds": own.height}
         trained = _trained(runs, name)
@@ -75,9 +70,9 @@ def costs(rows: pl.DataFrame, *, benchmark: str | Path | None = None) -> pl.Data
             told["share"] = trained / whole if whole else None
         told["cpu_seconds"] = own["train_cpu_seconds"].mean()
         told["sampled"] = own["sampled"].mean()
-        told["cpu_per_sample"] = (own["train_cpu_seconds"] / own["sampled"]).mean()
-        for against, key in ((FULL, "to_full"), (LORA, "to_lora")):
-            told |= _ratio(seconds[name], seconds.get(against, {}), key)
+        if name in apart:
+            ends = ("", "_low", "_high")
+            told |= {f"beyond_lora{end}": one for end, one in zip(ends, apart[name], strict=True)}
         found.append(told | measured.get(method_of(name), {}))
     return pl.DataFrame(found, schema=COSTS)
 
@@ -87,18 +82,32 @@ def _trained(runs: pl.DataFrame, adapter: str) -> int | None:
     return found
 
 
-def _by_seed(runs: pl.DataFrame, adapter: str, column: str) -> dict[int, float]:
-    own = runs.filter(pl.col("adapter") == adapter, pl.col(column) > 0)
-    return dict(own.select("seed", column).iter_rows())
-
-
-def _ratio(own: Mapping[int, float], other: Mapping[int, float], key: str) -> dict[str, Any]:
-    """own over other by seed: geometric mean and interval."""
-    logs = [math.log(own[seed] / other[seed]) for seed in sorted(own.keys() & other.keys())]
-    if not logs:
+def _beyond(runs: pl.DataFrame) -> dict[str, tuple[float, float, float]]:
+    """Adapter -> seconds beyond LoRA's at equal completions, with the interval's ends."""
+    names = ordered(set(runs["adapter"]))
+    table = runs.filter(pl.col("train_cpu_seconds") > 0, pl.col("sampled").is_not_null())
+    if LORA not in names or set(table["adapter"]) != set(names):
         return {}
-    bounds = [None if one is None else math.exp(one) for one in over_seeds(logs)]
-    return dict(zip((key, f"{key}_low", f"{key}_high"), bounds, strict=True))
+    index = [names.index(one) for one in table["adapter"]]
+    seeds = np.unique(table["seed"].to_numpy(), return_inverse=True)[1]
+    design = np.column_stack(
+        [np.eye(len(names))[index], np.eye(seeds.max() + 1)[seeds][:, 1:], table["sampled"]]
+    )
+    free = table.height - design.shape[1]
+    if free < 1 or np.linalg.matrix_rank(design) < design.shape[1]:
+        return {}  # too few runs, or completions that do not vary
+    seconds = table["train_cpu_seconds"].to_numpy()
+    fit, *_ = np.linalg.lstsq(design, seconds, rcond=None)
+    variance = float(((seconds - design @ fit) ** 2).sum()) / free
+    spread = variance * np.linalg.inv(design.T @ design)
+    lora, wide = names.index(LORA), student_t(free)
+    found = {}
+    for place, name in enumerate(names):
+        value = float(fit[place] - fit[lora])
+        square = spread[place, place] + spread[lora, lora] - 2 * spread[place, lora]
+        half = wide * float(np.sqrt(max(square, 0.0)))
+        found[name] = (value, value - half, value + half)
+    return found
 
 
 def measured_costs(path: str | Path) -> dict[str, dict[str, float]]:
@@ -129,8 +138,9 @@ def measured_costs(path: str | Path) -> dict[str, dict[str, float]]:
 def markdown(table: pl.DataFrame) -> str:
     """The table of `costs`, captioned."""
     caption = (
-        "**Costs at each adapter's own rate, DAPO** (CPU seconds of training, by seed; ratios with "
-        "95 % intervals; state: gradient and two moments, 12 bytes a trained parameter)"
+        "**Costs at each adapter's own rate, DAPO** (CPU seconds of training; beyond LoRA's: at "
+        "equal numbers of completions, 95 % interval; state: gradient and two moments, 12 bytes a "
+        "trained parameter)"
     )
     rows = [
         [
@@ -138,10 +148,9 @@ def markdown(table: pl.DataFrame) -> str:
             _whole(row["trainable"]),
             "—" if row["share"] is None else f"{row['share']:.2%}",
             "—" if row["state_bytes"] is None else f"{row['state_bytes'] / 1e6:.2f}",
-            _plain(row["cpu_seconds"], 1),
-            _interval(row, "to_full"),
-            _interval(row, "to_lora"),
             _whole(row["sampled"]),
+            _plain(row["cpu_seconds"], 1),
+            _interval(row, "beyond_lora"),
             _plain(row["peak_mib"], 0),
             _plain(row["step_to_full"], 2),
             _plain(row["step_to_lora"], 2),
@@ -149,7 +158,7 @@ def markdown(table: pl.DataFrame) -> str:
         for row in table.iter_rows(named=True)
     ]
     head = [
-        "adapter", "trained", "of full", "state, MB", "CPU s", "to full", "to LoRA", "samples",
+        "adapter", "trained", "of full", "state, MB", "completions", "CPU s", "beyond LoRA's, s",
         "peak, MiB †", "step to full †", "step to LoRA †",
     ]  # fmt: skip
     if table["peak_mib"].null_count() == table.height:
@@ -170,5 +179,5 @@ def _plain(value: float | None, digits: int) -> str:
 def _interval(row: Mapping[str, Any], key: str) -> str:
     if row[key] is None:
         return "—"
-    low, high = row[f"{key}_low"], row[f"{key}_high"]
-    return f"{row[key]:.2f}" + (f" [{low:.2f}, {high:.2f}]" if low is not None else " (one seed)")
+    low, high = (decimal(row[f"{key}_{end}"], 1, "+") for end in ("low", "high"))
+    return f"{decimal(row[key], 1, '+')} [{low}, {high}]" if row["adapter"] != LORA else "0"

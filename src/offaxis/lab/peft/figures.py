@@ -115,11 +115,12 @@ def _empty(axis: Any) -> None:
     axis.text(0.5, 0.6, "no runs yet", transform=axis.transAxes, ha="center", fontsize=8)
 
 
-def _half(pooled: Spread | None, seeds: int) -> float | None:
-    """Half the width of a mean's 95 % interval, by the spread pooled over adapters."""
+def _half(pooled: Spread | None, adapter: str, seeds: int) -> float | None:
+    """Half the width of a mean's 95 % interval, by what runs of this adapter vary by."""
     if pooled is None or not seeds:
         return None
-    return student_t(max(1, int(pooled.degrees))) * math.sqrt(pooled.variance / seeds)
+    variance, degrees = pooled.of(adapter)
+    return student_t(max(1, int(min(degrees, 1e6)))) * math.sqrt(variance / seeds)
 
 
 def _plain_logarithm(axis: Any) -> None:
@@ -178,7 +179,7 @@ def _by_rate(last: pl.DataFrame, adapter: str) -> dict[float, float]:
 
 
 def _ranking(runs: Runs) -> Figure:
-    """Means with pooled intervals and single runs, at both kinds of rate, in one order."""
+    """Means with intervals and single runs, at both kinds of rate, in one order, scales apart."""
     tables = {rates: means(runs.measured(rates, "accuracy")) for rates in RATES}
     first = tables["own"] or tables["shared"]
     order = sorted(
@@ -194,7 +195,7 @@ def _ranking(runs: Runs) -> Figure:
             values = list(table.get(adapter, {}).values())
             axis.plot(values, [place - 0.28] * len(values), ".", color=_colour(adapter),
                       markersize=3.5, alpha=0.6)  # fmt: skip
-            half = _half(pooled, len(values))
+            half = _half(pooled, adapter, len(values))
             if half is not None:
                 middle = float(np.mean(values))
                 axis.plot([middle - half, middle + half], [place] * 2, color=_colour(adapter),
@@ -211,7 +212,6 @@ def _ranking(runs: Runs) -> Figure:
         axis.set_ylim(-0.7, max(1, len(order)) - 0.3)
         axis.set_title(_TITLES[rates], fontsize=9)
         axis.set_xlabel("accuracy (line: LoRA; dashed: the base)", fontsize=8)
-    _level(axes, "x")
     return figure
 
 

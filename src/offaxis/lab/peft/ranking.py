@@ -17,7 +17,7 @@ import numpy.typing as npt
 import polars as pl
 
 from offaxis.comparison.sampling import student_t
-from offaxis.lab.claims import Measured, Word
+from offaxis.lab.claims import SIGNIFICANT, Measured, Word
 from offaxis.lab.methods.summary import over_seeds
 from offaxis.lab.paired import Difference, Spread, difference, holm, kendall, resamples, spread
 from offaxis.lab.peft.naming import LORA
@@ -54,11 +54,12 @@ AGREEMENT: dict[str, Any] = {
     "method": pl.String(),
     "against": pl.String(),
     "adapters": pl.Int64(),
-    **dict.fromkeys(("tau", "low", "high", "repeat"), pl.Float64()),
+    **dict.fromkeys(("tau", "low", "high", "repeat", "p"), pl.Float64()),
     "word": pl.String(),
 }
 """Columns of `agreement`. tau: Kendall's of mean accuracy, every adapter at its own rate; repeat:
-what two sets of seeds under the second algorithm would give on the average."""
+what two sets of seeds under the second algorithm would give on the average; p: that adapters differ
+by algorithm no more than runs vary (`_interaction`)."""
 
 POWER: dict[str, Any] = {
     "rates": pl.String(),
@@ -79,14 +80,21 @@ def _drawn(table: Measured, adapters: Sequence[str], weights: Floats, seed: int)
     if pooled is None:
         return None
     each = np.stack([np.mean(list(table[one].values()), axis=0) for one in adapters])
+    found: Floats = weights @ each.T + _noise(table, adapters, pooled, len(weights), seed)
+    return found
+
+
+def _noise(
+    table: Measured, adapters: Sequence[str], pooled: Spread, draws: int, seed: int
+) -> Floats:
+    """(draws, adapters): by what other seeds would have moved each mean."""
     rng = np.random.default_rng(seed)
-    noise = np.empty((len(weights), len(adapters)))
+    noise = np.empty((draws, len(adapters)))
     for place, one in enumerate(adapters):
         variance, degrees = pooled.of(one)
-        noise[:, place] = rng.standard_t(min(degrees, 1e6), len(weights))
+        noise[:, place] = rng.standard_t(min(degrees, 1e6), draws)
         noise[:, place] *= math.sqrt(variance / len(table[one]))
-    found: Floats = weights @ each.T + noise
-    return found
+    return noise
 
 
 def _places(values: Floats) -> Floats:
@@ -168,8 +176,9 @@ def agreement(runs: Runs) -> pl.DataFrame:
 
     Adapters at their own rates, those with test runs under both. The interval is the basic
     bootstrap's, 2 τ − the quantiles of the draws, since noise pulls the τ of draws towards zero as
-    it pulled the observed one. word, of "the ranking holds": holds where the interval lies above
-    `HELD`, does not where it lies below.
+    it pulled the observed one; where adapters are level it reaches too low. word, of "the ranking
+    holds": holds where the interval lies above `HELD`; does not where it lies below and p < 0.05,
+    since adapters that are level change places by chance.
     """
     found = []
     tables = {method: runs.measured("own", "accuracy", method=method) for method in ALGORITHMS}
@@ -191,15 +200,54 @@ def _agreeing(first: Measured, second: Measured) -> dict[str, Any]:
     level = [np.array([np.mean(list(table[one].values())) for one in adapters]) for table in own]
     tau = float(kendall(level[0], level[1]))
     weights = resamples(sizes.pop(), DRAWS, 0)
-    drawn = [_drawn(own[at], adapters, weights, seed) for seed, at in enumerate((0, 1, 1))]
-    if any(one is None for one in drawn):
+    one, other = (_drawn(table, adapters, weights, seed) for seed, table in enumerate(own))
+    if one is None or other is None:
         return told | {"tau": tau}
-    one, other, again = (one for one in drawn if one is not None)
     quantiles = np.quantile(kendall(one, other), [0.975, 0.025])
     low, high = (float(np.clip(2 * tau - one, -1, 1)) for one in quantiles)
-    word: Word = "holds" if low >= HELD else "does not" if high < HELD else "cannot tell"
-    repeat = float(kendall(other, again).mean())
-    return told | {"tau": tau, "low": low, "high": high, "repeat": repeat, "word": word}
+    p = _interaction(*own)
+    differs = p is not None and p < SIGNIFICANT and high < HELD
+    word: Word = "holds" if low >= HELD else "does not" if differs else "cannot tell"
+    told |= {"tau": tau, "low": low, "high": high, "p": p, "word": word}
+    return told | {"repeat": _repeat(own[1], adapters)}
+
+
+def _interaction(first: Measured, second: Measured) -> float | None:
+    """p of no interaction of adapter and algorithm: an F test of differences by adapter and seed.
+
+    Their mean square between adapters over that of the residuals of an additive model of adapters
+    and seeds, over the seeds that all have; by draws. None below two such seeds.
+    """
+    rows = [set(row) for table in (first, second) for row in table.values()]
+    seeds = sorted(set.intersection(*rows))
+    if len(seeds) < 2:
+        return None
+    one, other = means(first), means(second)
+    apart = np.array([[one[arm][seed] - other[arm][seed] for seed in seeds] for arm in one])
+    apart -= apart.mean(axis=0)
+    each = apart.mean(axis=1, keepdims=True)
+    degrees = len(apart) - 1, (len(apart) - 1) * (len(seeds) - 1)
+    between = len(seeds) * float((each**2).sum()) / degrees[0]
+    within = float(((apart - each) ** 2).sum()) / degrees[1]
+    drawn = np.random.default_rng(0).f(*degrees, DRAWS)
+    return (1 + int((drawn * within >= between).sum())) / (DRAWS + 1)
+
+
+def _repeat(table: Measured, adapters: Sequence[str]) -> float | None:
+    """Kendall's tau of two further sets of seeds on the same exam, the mean of draws.
+
+    About levels drawn together by the part of their variance that is noise: observed ones lie
+    further apart than true ones.
+    """
+    pooled = spread(means(table))
+    if pooled is None:
+        return None
+    level = np.array([np.mean(list(table[one].values())) for one in adapters])
+    noise = float(np.mean([pooled.of(one)[0] / len(table[one]) for one in adapters]))
+    whole = float(level.var(ddof=1))
+    level *= math.sqrt(max(0.0, 1 - noise / whole)) if whole > 0 else 0.0
+    one, other = (level + _noise(table, adapters, pooled, DRAWS, seed) for seed in (1, 2))
+    return float(kendall(one, other).mean())
 
 
 def power(runs: Runs) -> pl.DataFrame:

@@ -20,11 +20,8 @@ from offaxis.lab.peft.naming import FULL, LORA, ordered
 from offaxis.lab.peft.planning import SELECTION_SEEDS
 from offaxis.lab.peft.summary import RATES, Runs
 
-__all__ = ["BY_RATE", "CLOSE", "COLLAPSES", "RATIO", "SENSITIVITY", "by_rate", "collapses",
+__all__ = ["BY_RATE", "COLLAPSES", "RATIO", "SENSITIVITY", "by_rate", "collapses",
            "rate_ratio", "sensitivity"]  # fmt: skip
-
-CLOSE = 0.05
-"""Accuracy below the best mean within which a rate is as good."""
 
 BY_RATE: dict[str, Any] = {
     "adapter": pl.String(),
@@ -38,12 +35,10 @@ the rate by the rule; open: it is at an end of those tried, so that the rule goe
 
 SENSITIVITY: dict[str, Any] = {
     "adapter": pl.String(),
-    "tried": pl.Int64(),
-    **dict.fromkeys(("best", "accuracy", "share_close", "decades", "below", "above"), pl.Float64()),
+    **dict.fromkeys(("best", "accuracy", "below", "above"), pl.Float64()),
 }
-"""Columns of `sensitivity`. best: the chosen rate; share_close: of the tried rates, those within
-`CLOSE` of the best mean; decades: the width of the unbroken run of such rates about the best, log₁₀
-of highest over lowest; below, above: accuracy minus the best half a decade down and up."""
+"""Columns of `sensitivity`. best: the chosen rate; below, above: accuracy minus the best half a
+decade down and up, each a little too low, for the best was chosen as the highest."""
 
 COLLAPSES: dict[str, Any] = {
     "adapter": pl.String(),
@@ -51,12 +46,12 @@ COLLAPSES: dict[str, Any] = {
         ("runs", "collapsed", "common_runs", "common_collapsed", "own_runs", "own_collapsed",
          "shared_runs", "shared_collapsed"), pl.Int64(),
     ),
-    **dict.fromkeys(("common_low", "common_high", "first"), pl.Float64()),
+    **dict.fromkeys(("first", "first_over_best"), pl.Float64()),
 }  # fmt: skip
 """Columns of `collapses`: runs and those of them that collapsed, over all selection runs; over
-those at the rates that every adapter was tried at, with Wilson's 95 % interval of the share; over
-the test runs at the own and at the shared rate. first: the lowest rate at which a selection run
-collapsed."""
+those at the rates that every adapter was tried at; over the test runs at the own and at the shared
+rate. first: the lowest rate at which a selection run collapsed; first_over_best: over the own rate,
+which tells how far an adapter may be off, where counts tell where its best rate lies."""
 
 RATIO: dict[str, Any] = {
     **dict.fromkeys(("lora", "full", "ratio", "low", "high", "near_ten"), pl.Float64()),
@@ -108,20 +103,11 @@ def sensitivity(table: pl.DataFrame) -> pl.DataFrame:
         if not any(own["chosen"]):
             continue
         at = own["chosen"].to_list().index(True)
-        close = [value >= level[at] - CLOSE for value in level]
-        first = last = at
-        while first > 0 and close[first - 1]:
-            first -= 1
-        while last + 1 < len(close) and close[last + 1]:
-            last += 1
         found.append(
             {
                 "adapter": adapter,
-                "tried": len(rates),
                 "best": rates[at],
                 "accuracy": level[at],
-                "share_close": sum(close) / len(close),
-                "decades": math.log10(rates[last] / rates[first]),
                 "below": level[at - 1] - level[at] if at else None,
                 "above": level[at + 1] - level[at] if at + 1 < len(level) else None,
             }
@@ -145,21 +131,12 @@ def collapses(runs: Runs) -> pl.DataFrame:
         for name, part in parts.items():
             row[f"{name}runs"] = part.height
             row[f"{name}collapsed"] = part.filter(pl.col("accuracy") < floor).height
-        row["common_low"], row["common_high"] = _wilson(row["common_collapsed"], row["common_runs"])
-        row["first"] = own.filter(pl.col("accuracy") < floor)["learning_rate"].min()
+        fallen = own.filter(pl.col("accuracy") < floor)["learning_rate"].to_list()
+        first, best = min(fallen, default=None), runs.rates.get(adapter)
+        row["first"] = first
+        row["first_over_best"] = first / best if first is not None and best else None
         found.append(row)
     return pl.DataFrame(found, schema=COLLAPSES)
-
-
-def _wilson(hits: int, count: int) -> tuple[float | None, float | None]:
-    """Wilson's 95 % interval of a share."""
-    if not count:
-        return None, None
-    z, share = 1.96, hits / count
-    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count)
-    half *= math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def rate_ratio(runs: Runs, *, draws: int = 4000, seed: int = 0) -> pl.DataFrame:

@@ -14,9 +14,11 @@ from offaxis.lab.blocks import (
     difference_cell,
     markdown_table,
     mean_cell,
+    probability,
 )
+from offaxis.lab.claims import MARGINS, SIGNIFICANT
 from offaxis.lab.naming import NAMES
-from offaxis.lab.peft.naming import label
+from offaxis.lab.peft.naming import LORA, label
 from offaxis.lab.peft.planning import (
     ALGORITHMS,
     BATCH_ADAPTERS,
@@ -27,7 +29,6 @@ from offaxis.lab.peft.planning import (
     TEST_SEEDS,
 )
 from offaxis.lab.peft.questions import QUESTIONS
-from offaxis.lab.peft.sensitivity import CLOSE
 from offaxis.lab.peft.summary import RATES
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def blocks(study: PeftStudy) -> dict[str, str]:
         "rates": _rates(study.by_rate),
         "verdicts": _verdicts(study),
         "power": _power(study.power),
+        "answer": _answer(study),
     }
     for method in ALGORITHMS:
         for rates in RATES if method == METHOD else RATES[:1]:
@@ -192,13 +194,62 @@ def _ranking(table: pl.DataFrame, method: str, rates: str) -> str:
                 _mean(row, "accuracy", "low", "high"),
                 _to_lora(row),
                 _mean(row, "kl_tuned_base", "kl_low", "kl_high"),
-                _plain(row["trainable"], ".0f"),
-                _plain(row["train_cpu_seconds"], ".1f"),
+                _plain(row["trainable"], ",.0f"),
             ]
         )
     head = ["place", "adapter", "rate", "seeds", "accuracy", "minus LoRA", "KL(tuned ‖ base)",
-            "trained", "CPU s"]  # fmt: skip
+            "trained"]  # fmt: skip
     return markdown_table(caption, head, rows)
+
+
+_GROUPS = (
+    ("better than LoRA", 1), ("level with LoRA", 0), ("not told apart", None), ("worse", -1),
+)  # fmt: skip
+
+
+def _answer(study: PeftStudy) -> str:
+    """Every adapter beside LoRA, by what can be said of it."""
+    lora = _rows(study.ranking, method=METHOD, rates="own", adapter=LORA)
+    first = {row["adapter"]: row["first_over_best"] for row in _rows(study.collapses)}
+    steps = {row["adapter"]: (row["below"], row["above"]) for row in _rows(study.sensitivity)}
+    found: dict[int | None, list[list[str]]] = {sign: [] for _, sign in _GROUPS}
+    for row in _rows(study.ranking, method=METHOD, rates="own"):
+        if row["adapter"] == LORA or row["difference"] is None:
+            continue
+        against = lora[0]
+        found[_side(row)].append(
+            [
+                label(row["adapter"]),
+                f"{row['learning_rate']:g}",
+                _to_lora(row),
+                f"{row['trainable'] / against['trainable']:.2g}" if row["trainable"] else "—",
+                *(_plain(one, "+.3f") for one in steps.get(row["adapter"], (None, None))),
+                _plain(first.get(row["adapter"]), ".2g"),
+            ]
+        )
+    rows = []
+    for title, sign in _GROUPS:
+        for place, cells in enumerate(found[sign]):
+            rows.append(["" if place else f"*{title}*", *cells])
+    caption = (
+        "**Every adapter beside LoRA** (DAPO, each at its own rate, three test seeds; worse, "
+        f"better: Holm's p < {SIGNIFICANT:g} over all; level: the interval lies within "
+        f"±{MARGINS['accuracy']:g}; half a decade: accuracy lost that far off the best rate)"
+    )
+    head = ["", "adapter", "rate", "accuracy minus LoRA's", "trained, of LoRA's",
+            "half a decade down", "half a decade up", "first collapse, of its rate"]  # fmt: skip
+    return markdown_table(caption, head, rows).replace("-0.", "−0.")
+
+
+def _side(row: Row) -> int | None:
+    """1, −1: above or below LoRA beyond doubt; 0: level with it; None: cannot be told."""
+    low, high, p = row["difference_low"], row["difference_high"], row["p_holm"]
+    if low is None or p is None:
+        return None
+    if p < SIGNIFICANT:
+        return 1 if row["difference"] > 0 else -1
+    margin = MARGINS["accuracy"]
+    return 0 if -margin <= low and high <= margin else None
 
 
 def _place(row: Row) -> str:
@@ -241,17 +292,15 @@ def _ratio(table: pl.DataFrame) -> str:
 
 def _sensitivity(table: pl.DataFrame) -> str:
     caption = (
-        f"**What the rate costs** (selection seeds; close: within {CLOSE:g} of the best mean; "
-        "steps: half a decade off the best)"
+        "**What the rate costs** (selection seeds, accuracy minus that at the best rate; each a "
+        "little too low, for the best was chosen as the highest)"
     )
     rows = [
-        [label(row["adapter"]), f"{row['best']:g}", decimal(row["accuracy"], 3), str(row["tried"])]
-        + [decimal(row["share_close"], 2), decimal(row["decades"], 1)]
+        [label(row["adapter"]), f"{row['best']:g}", decimal(row["accuracy"], 3)]
         + ["—" if row[one] is None else decimal(row[one], 3, "+") for one in ("below", "above")]
         for row in _rows(table)
     ]
-    head = ["adapter", "best rate", "accuracy", "rates tried", "share of them close",
-            "decades close", "step down", "step up"]  # fmt: skip
+    head = ["adapter", "best rate", "accuracy", "half a decade down", "half a decade up"]
     return markdown_table(caption, head, rows)
 
 
@@ -260,26 +309,25 @@ def _collapses(study: PeftStudy) -> str:
     below = study.runs.base["avg"] if low is None else low
     caption = (
         f"**Runs that collapsed** (accuracy below {below:.3f}, the lower end of the base's 95 % "
-        "interval; of all selection runs, of those at rates that every adapter was tried at with "
-        "Wilson's interval, of test runs)"
+        "interval; of all selection runs, of those at rates that every adapter was tried at, of "
+        "test runs; from: the lowest rate)"
     )
     rows = []
     for row in _rows(study.collapses):
         cells = [f"{row[f'{one}collapsed']} of {row[f'{one}runs']}"
                  for one in ("", "common_", "own_", "shared_")]  # fmt: skip
-        if row["common_low"] is not None:
-            cells[1] += f" [{row['common_low']:.2f}, {row['common_high']:.2f}]"
-        first = "—" if row["first"] is None else f"{row['first']:g}"
-        rows.append([label(row["adapter"]), *cells[:2], first, *cells[2:]])
-    head = ["adapter", "of all rates", "of the common rates", "from", "at its own rate",
-            "at LoRA's rate"]  # fmt: skip
+        first = [_plain(row[one], ".2g") for one in ("first", "first_over_best")]
+        rows.append([label(row["adapter"]), *cells[:2], *first, *cells[2:]])
+    head = ["adapter", "of all rates", "of the common rates", "from", "over the best rate",
+            "at its own rate", "at LoRA's rate"]  # fmt: skip
     return markdown_table(caption, head, rows)
 
 
 def _agreement(table: pl.DataFrame) -> str:
     caption = (
         "**Is the ranking the same under another algorithm?** (every adapter at its own rate; "
-        "basic bootstrap interval; repeated: two sets of seeds of the second algorithm)"
+        "range: basic bootstrap; repeated: two sets of seeds of the second algorithm; p: of "
+        "adapters differing by algorithm no more than runs vary)"
     )
     rows = []
     for row in _rows(table):
@@ -289,9 +337,10 @@ def _agreement(table: pl.DataFrame) -> str:
                    for one in ("tau", "low", "high", "repeat")]  # fmt: skip
         pair = f"{NAMES[row['method']]} and {NAMES[row['against']]}"
         tau, low, high, repeat = numbers
-        interval = f"[{low}, {high}]"
-        rows.append([pair, str(row["adapters"]), tau, interval, repeat, SIGNS[row["word"]]])
-    head = ["algorithms", "adapters", "Kendall's τ", "95 %", "repeated", "at least 0.5"]
+        p = "—" if row["p"] is None else probability(row["p"])
+        told = [tau, f"[{low}, {high}]", repeat, p, SIGNS[row["word"]]]
+        rows.append([pair, str(row["adapters"]), *told])
+    head = ["algorithms", "adapters", "Kendall's τ", "range", "repeated", "p", "at least 0.5"]
     return markdown_table(caption, head, rows)
 
 

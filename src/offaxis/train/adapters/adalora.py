@@ -110,7 +110,8 @@ def orthogonality(model: Any, adapter: str) -> torch.Tensor:
     found = []
     for name, one in model.named_parameters():
         if f".lora_A.{adapter}" in name or f".lora_B.{adapter}" in name:
-            square = one @ one.T if ".lora_A." in name else one.T @ one
+            with torch.autocast(one.device.type, enabled=False):  # it would round to bfloat16
+                square = one @ one.T if ".lora_A." in name else one.T @ one
             found.append(torch.linalg.norm(square - torch.eye(len(square), device=one.device)))
     return torch.stack(found).mean()
 

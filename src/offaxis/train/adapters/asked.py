@@ -30,7 +30,7 @@ def asked_adapter(arguments: Arguments) -> AdapterSpec | None:
         spec = AdapterSpec.of(options)
     if getattr(arguments.model, "use_peft", False):
         raise InputError("adapter and use_peft: a run has one of them")
-    return None if spec.about.make is None else spec
+    return spec
 
 
 def foretold_adapter(arguments: Arguments) -> dict[str, Any] | None:
@@ -43,13 +43,13 @@ def foretold_adapter(arguments: Arguments) -> dict[str, Any] | None:
         "rank": spec.used_rank,
         "alpha": spec.used_alpha,
         "dropout": spec.dropout,
-        "target_modules": spec.target_modules or EVERY[about.targets],
+        "target_modules": spec.target_modules or EVERY.get(about.targets),
     }
     return {
         "method": spec.method,
         "says": about.says,
         "source": about.source,
-        "trains": list(about.trains),
+        "trains": list(about.trains) or ["all"],
         **{name: one for name, one in shared.items() if name not in about.lacks},
         **{name: spec.option(name) for name in about.options},
     }

@@ -8,11 +8,17 @@ import warnings
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+from torch.distributed.tensor import DTensor
+
 from offaxis.errors import InputError
 from offaxis.linalg import principal_rank
 from offaxis.train.adapters.adalora import alone
+from offaxis.train.adapters.layers import freeze
+from offaxis.train.adapters.loading import take_out
 from offaxis.train.adapters.methods import ADAPTERS, AdapterMethod, AdapterSpec
 from offaxis.train.adapters.targets import Targets, targets_of
+from offaxis.train.precision import give_masters
 from offaxis.train.reference import prepare_peft_model
 from offaxis.train.reference.adapters import REF
 
@@ -30,7 +36,7 @@ class Adapted:
     trainable: int
     """Parameters that get gradients."""
     adapter: int
-    """Parameters that the adapter has, frozen ones included."""
+    """Parameters that the adapter has, frozen ones included; VeRA's projections are buffers."""
     total: int
     """Parameters of the unadapted model."""
     experts: int = 0
@@ -41,6 +47,9 @@ def adapter_config(spec: AdapterSpec | str, model: Any) -> Any:
     """The PEFT configuration of `spec` for a model; None for full fine-tuning.
 
     spec: text is read as by `AdapterSpec.parse`. model: the base, not yet adapted.
+
+    It is not the whole method where that needs more than PEFT: `wire(trainer, spec)` gives LoRA+
+    and LoRA-FA their optimizers, and `adapt` keeps the reference of PiSSA and kin.
 
     Raises InputError for targets that it does not have, and ranks that do not fit them.
     """
@@ -99,7 +108,7 @@ def _check_experts(spec: AdapterSpec, config: Any, model: Any) -> None:
         raise InputError(
             f"{spec.method}: on a {model.config.model_type} model PEFT takes target_modules for "
             f"its stacked experts ({', '.join(sorted(reached))}), which no other method reaches; "
-            "name target_modules that are in no MLP, such as q_proj,k_proj,v_proj,o_proj"
+            'name target_modules that are in no MLP, such as ["q_proj", "o_proj"]'
         )
 
 
@@ -108,7 +117,8 @@ def adapt(model: Any, spec: AdapterSpec | str, *, seed: int | None = None) -> An
 
     The true reference policy is kept where the adapter overwrites the base
     (`offaxis.train.prepare_peft_model`); `full` gives the model back with everything trainable.
-    seed: for the start; the global random state is then left as it was.
+    seed: for the start; the global random state is then left as it was. Adapters train in float32;
+    in half precision the base of a PiSSA is W₀ − s B₀A₀ rounded once, of B₀ and A₀ as stored.
 
     Raises InputError where the adapter cannot be put on what was asked for, or would train
     anything else than its row of `ADAPTERS` says. A warning tells of stacked experts (3-D
@@ -120,6 +130,7 @@ def adapt(model: Any, spec: AdapterSpec | str, *, seed: int | None = None) -> An
     if spec.about.make is None:
         model.requires_grad_(True)
         return model
+    _check_here(spec, model)
     targets = _targets(spec, model)
     config = _config(spec, model, targets)
     total = sum(one.numel() for one in model.parameters())
@@ -127,17 +138,12 @@ def adapt(model: Any, spec: AdapterSpec | str, *, seed: int | None = None) -> An
     if experts and spec.about.targets == "linear":
         share = f"{experts} of {total} parameters"
         _log.warning("%s does not adapt the stacked experts: %s stay frozen", spec.method, share)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Unsupported layer type")  # of every RMSNorm
-            warnings.filterwarnings("ignore", "fan_in_fan_out is set to")  # PEFT puts it right
-            made = prepare_peft_model(model, config, seed=seed)
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"{spec.method}: PEFT cannot put it on {type(model).__name__} ({error}); choose "
-            "another method, or other target_modules"
-        ) from error
-    _freeze(made, spec.about.frozen)
+    before = _halves(model, targets.modules) if spec.method == "pissa" else {}
+    made = _put_on(model, spec, config, seed)
+    if before:
+        _start_again(made, before)
+    freeze(made, spec.about.frozen)
+    give_masters(made, learning_rate=0.0, insist=False)  # PEFT gives none to norms
     if spec.method == "adalora":
         alone(made)
     made.offaxis_adapter = spec
@@ -146,14 +152,50 @@ def adapt(model: Any, spec: AdapterSpec | str, *, seed: int | None = None) -> An
     return made
 
 
-def _freeze(model: Any, parts: tuple[str, ...]) -> None:
-    from peft.tuners.tuners_utils import BaseTunerLayer
+def _check_here(spec: AdapterSpec, model: Any) -> None:
+    """InputError where this process does not hold all of the base's weights."""
+    for name, one in model.named_parameters():
+        if isinstance(one, DTensor) or hasattr(one, "ds_id"):
+            raise InputError(
+                f"{spec.method}: {name} is sharded over processes already; load the base whole (no "
+                "distributed_config, no ZeRO-3), and use DDP or FSDP2 (configs/fsdp2.yaml), which "
+                "shards the model with its adapter"
+            )
+        if one.is_meta:
+            raise InputError(
+                f"{spec.method}: {name} is on the meta device; load the base's weights, under FSDP "
+                "in every process (fsdp_cpu_ram_efficient_loading: false)"
+            )
 
-    from offaxis.train.adapters.layers import keep_frozen
 
-    for module in model.modules() if parts else ():
-        if isinstance(module, BaseTunerLayer):
-            keep_frozen(module, parts)
+def _put_on(model: Any, spec: AdapterSpec, config: Any, seed: int | None) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Unsupported layer type")  # of every RMSNorm
+            warnings.filterwarnings("ignore", "fan_in_fan_out is set to")  # PEFT puts it right
+            return prepare_peft_model(model, config, seed=seed)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"{spec.method}: PEFT cannot put it on {type(model).__name__} ({error}); choose "
+            "another method, or other target_modules"
+        ) from error
+
+
+def _halves(model: Any, modules: tuple[str, ...]) -> dict[str, torch.Tensor]:
+    """The weights of `modules`, where any of them is in half precision."""
+    found = {name: model.get_submodule(name).weight.detach() for name in modules}
+    return found if any(one.element_size() < 4 for one in found.values()) else {}
+
+
+def _start_again(model: Any, before: dict[str, torch.Tensor]) -> None:
+    """W₀ − s B₀A₀ with the factors as they are stored.
+
+    PEFT's PiSSA takes float32 factors out of a half-precision weight, and rounds them afterwards.
+    """
+    for name, weight in before.items():
+        layer = model.get_submodule(f"base_model.model.{name}")
+        layer.get_base_layer().weight.data = weight
+    take_out(model)
 
 
 def check_adapted(

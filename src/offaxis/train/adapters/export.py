@@ -13,7 +13,7 @@ import torch
 
 from offaxis.checkpoint import AdapterCheckpoint
 from offaxis.checkpoint.lora import LoraSettings, overwrites
-from offaxis.errors import CheckpointError, InputError
+from offaxis.errors import InputError
 from offaxis.output import check_output, explained, staged_directory
 from offaxis.train.adapters.loading import open_adapter
 from offaxis.train.reference.adapters import REF
@@ -41,7 +41,9 @@ def export_lora(source: Any, out: str | Path, *, overwrite: bool = False) -> Pat
     check_output(target, overwrite=overwrite)
     if hasattr(source, "peft_config"):
         if REF not in source.peft_config:
-            raise InputError("the model has no adapter ref: it is a LoRA already; save_pretrained")
+            raise InputError(
+                "the model has no adapter ref, so its base was never overwritten; save_pretrained"
+            )
         with tempfile.TemporaryDirectory() as folder:
             source.save_pretrained(folder, selected_adapters=["default", REF])
             return _export(folder, target, overwrite=overwrite)
@@ -105,8 +107,6 @@ def _ranks(settings: LoraSettings, weights: AdapterCheckpoint) -> Mapping[str, A
                 ranks[module] = 2 * own
             if (wanted := _number(settings.scaling(module, own) * 2 * own)) != alpha:
                 alphas[module] = wanted
-    if not ranks and not alphas and not rank:
-        raise CheckpointError(f"{settings.source}: has no factors; save the adapter again")
     return {"r": rank, "lora_alpha": alpha, "rank_pattern": ranks, "alpha_pattern": alphas}
 
 

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from peft.tuners.lora.layer import Linear
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from offaxis.errors import InputError
 from offaxis.kernels import magnitude_codes, select, unpack
 from offaxis.linalg import principal_rank, spectrum_and_basis
+from offaxis.train.adapters.effective import rounded
 
 if TYPE_CHECKING:
     from offaxis.train.adapters.configs import GeometricLoraConfig
@@ -27,7 +29,7 @@ __all__ = [
     "GeometricLinear",
     "ProjectedLinear",
     "avoided_basis",
-    "keep_frozen",
+    "freeze",
 ]
 
 Factors = tuple[torch.Tensor, torch.Tensor]
@@ -68,15 +70,17 @@ STARTS: Mapping[str, Callable[[torch.Tensor, Any, int], Factors]] = MappingProxy
 """By the value of `init_lora_weights`: what the adapter takes over from the base."""
 
 
-def keep_frozen(layer: Any, parts: tuple[str, ...]) -> None:
-    """Freeze parts of an adapter for good.
+def freeze(model: nn.Module, parts: tuple[str, ...]) -> None:
+    """Freeze parts of a model's adapters for good.
 
     PEFT makes every part trainable whenever it switches an adapter on again, and TRL's reference
     switches it off and on.
     """
-    kind: type = type(layer)
-    layer.__class__ = _frozen(kind, parts)
-    _freeze(layer, parts)
+    for layer in model.modules() if parts else ():
+        if isinstance(layer, BaseTunerLayer):
+            kind: type = type(layer)
+            layer.__class__ = _frozen(kind, parts)
+            _freeze(layer, parts)
 
 
 @functools.cache
@@ -121,10 +125,11 @@ class ProjectedLinear(nn.Linear):
         """The projection of `weight`, by default the layer's own, in its dtype."""
         given = self.weight if weight is None else weight
         free = given.to(torch.promote_types(given.dtype, torch.float32))
-        once = self._away(free)
-        # Where nearly all is taken away, what is left is rounding, which has to go once more.
-        little = once.detach().norm() < 0.1 * free.detach().norm()
-        return torch.where(little, self._away(once), once).to(given.dtype)
+        with torch.autocast(free.device.type, enabled=False):  # whose products are bfloat16's
+            once = self._away(free)
+            # Where nearly all is taken away, what is left is rounding, which has to go once more.
+            little = once.detach().norm() < 0.1 * free.detach().norm()
+            return torch.where(little, self._away(once), once).to(given.dtype)
 
     def _away(self, free: torch.Tensor) -> torch.Tensor:
         basis = self.basis.to(free.dtype)
@@ -197,12 +202,19 @@ class GeometricLinear(Linear):  # type: ignore[misc]
                 "values; choose a lower rank, or other target modules"
             )
         up, down = start(weight, config, rank)
+        alive = int((up.square().sum(dim=0) > 1e-14 * weight.norm()).sum())
+        if alive < rank:
+            raise InputError(
+                f"{config.init_lora_weights}: only {alive} of the {rank} directions that it takes "
+                f"of a weight {tuple(weight.shape)} are not 0, and the others would never train; "
+                "choose a lower rank, other target modules or, for geora, a larger low_share"
+            )
         for layer, factor in ((self.lora_B[name], up), (self.lora_A[name], down)):
             layer.weight.copy_(factor / scaling**0.5)
         stored = scaling * self.lora_B[name].weight.double() @ self.lora_A[name].weight.double()
         left = weight - stored
         base = self.get_base_layer().weight
-        base.copy_(left.T if self.fan_in_fan_out else left)
+        base.copy_(rounded(left.T if self.fan_in_fan_out else left, base.dtype))
 
     def _project(self, name: str, config: Any) -> None:
         basis = avoided_basis(self._oriented(), config)

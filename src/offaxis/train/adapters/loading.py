@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +13,8 @@ from torch import nn
 
 from offaxis.checkpoint import AdapterCheckpoint, open_checkpoint
 from offaxis.checkpoint.lora import overwrites
-from offaxis.errors import CheckpointError
+from offaxis.errors import CheckpointError, InputError
+from offaxis.train.precision import give_masters
 from offaxis.train.reference.adapters import REF, add_reference
 
 if TYPE_CHECKING:
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
     from peft import PeftModel
 
-__all__ = ["StoredAdapter", "hollow", "load_adapted", "open_adapter", "place"]
+__all__ = ["StoredAdapter", "hollow", "load_adapted", "open_adapter", "place", "take_out"]
 
 _OURS = ("avoid_rank", "avoid", "avoid_seed", "low_share")
 _TOLD = ("auto_mapping", "peft_version", "runtime_config")
@@ -57,8 +59,11 @@ def load_adapted(base_model: Any, directory: str | Path, *, trainable: bool = Fa
     optimizer and `wire` belong to a method as they did.
 
     Raises CheckpointError for a directory that holds no whole adapter, for an unknown method, for
-    a start without its `ref`, and where the adapter does not fit the base.
+    a start without its `ref`, and where the adapter does not fit the base; InputError for a model
+    that has an adapter already.
     """
+    if hasattr(base_model, "peft_config"):
+        raise InputError("the model has an adapter already; give the base itself")
     stored = open_adapter(directory)
     if stored.config.is_prompt_learning or stored.config.is_adaption_prompt:
         from peft import PeftModel
@@ -69,6 +74,11 @@ def load_adapted(base_model: Any, directory: str | Path, *, trainable: bool = Fa
 
 def open_adapter(directory: str | Path) -> StoredAdapter:
     """Open an adapter's directory. Raises CheckpointError as `load_adapted` does."""
+    if not isinstance(directory, str | PathLike):
+        raise CheckpointError(
+            f"a {type(directory).__name__} is neither an adapter's directory nor a PEFT model; a "
+            "model without an adapter is saved with its own save_pretrained"
+        )
     weights = open_checkpoint(directory)
     if not isinstance(weights, AdapterCheckpoint):
         raise CheckpointError(
@@ -139,11 +149,13 @@ def place(
         if stored.initial is not None:
             _fill(made, stored.initial, empty=empty)
             if not empty:
-                _take_out(made)
+                take_out(made)
             add_reference(made)
             made.offaxis_base = REF
         if pruned is not None:
             config.rank_pattern = pruned
+        if trainable:
+            give_masters(made, learning_rate=0.0, insist=False)
         _fill(made, stored.weights, empty=empty)
     if hasattr(config, "init_lora_weights"):
         config.init_lora_weights = stored.config.init_lora_weights
@@ -198,7 +210,7 @@ def _fill(model: Any, weights: AdapterCheckpoint, *, empty: bool) -> None:
 
 
 @torch.no_grad()
-def _take_out(model: Any) -> None:
+def take_out(model: Any) -> None:
     """W₀ becomes W₀ − s B₀A₀, computed in float64 and rounded once."""
     from peft.tuners.lora import LoraLayer
 

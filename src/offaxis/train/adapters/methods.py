@@ -24,8 +24,9 @@ class AdapterSpec:
     rank: r, of every adapted matrix (AdaLoRA: on average, in the end). alpha: the update is scaled
     by s = alpha / r, for rsLoRA by alpha / √r; None: 2 r. MiSS, VeRA, (IA)³ and norms have no such
     scale. dropout: of the adapter's input, during training. target_modules: "all-linear" (every
-    linear layer but the head), names of modules, or a regular expression of whole paths; for
-    `ln_tuning` "all-norms". options: what only this method has, with its defaults in `ADAPTERS`.
+    linear layer but the head), a list of names of modules, or, as one text, a regular expression
+    of whole paths; for `ln_tuning` "all-norms". options: what only this method has, with its
+    defaults in `ADAPTERS`.
 
     Raises InputError for what a method does not have, rather than ignore it: (IA)³ has no rank.
     """
@@ -34,7 +35,7 @@ class AdapterSpec:
     rank: int = 32
     alpha: float | None = None
     dropout: float = 0.0
-    target_modules: str | tuple[str, ...] | None = None
+    target_modules: str | tuple[str, ...] | list[str] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -46,6 +47,8 @@ class AdapterSpec:
             raise InputError(f"alpha {self.alpha!r}: a positive number is needed")
         if not (_real(self.dropout) and 0 <= self.dropout < 1):
             raise InputError(f"dropout {self.dropout!r}: a share below 1 is needed")
+        if isinstance(self.target_modules, list):
+            object.__setattr__(self, "target_modules", tuple(self.target_modules))
         modules = self.target_modules
         names = modules if isinstance(modules, tuple) else (modules or "",)
         if modules is not None and not (
@@ -91,8 +94,6 @@ class AdapterSpec:
         """From one mapping, as it stands in YAML: `method`, and beside it fields and options."""
         names = {one.name for one in fields(cls)} - {"options"}
         own = {key: value for key, value in given.items() if key in names}
-        if isinstance(own.get("target_modules"), list):
-            own["target_modules"] = tuple(own["target_modules"])
         made = cls(**own, options={key: one for key, one in given.items() if key not in names})
         made._refuse(set(own) - {"method"})
         return made
@@ -282,7 +283,7 @@ OPTIONS: Mapping[str, _Rule] = {
     "beta2": _DECAY,
     "orthogonality": (lambda value: _real(value) and value >= 0, "a number of at least 0"),
     "niter": _COUNT,
-    "d_initial": (_real, "a number"),
+    "d_initial": (lambda value: _real(value) and value != 0, "a number other than 0"),
     "projection_seed": _COUNT,
     "avoid_rank": (lambda value: value is None or _whole(value), "a whole number, or null,"),
     "avoid": (lambda value: value in _AVOIDED, f"one of {', '.join(_AVOIDED)}"),

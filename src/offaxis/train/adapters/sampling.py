@@ -18,14 +18,20 @@ def merged(model: Any) -> Iterator[None]:
     """Compute without the adapters' own products; afterwards every weight is back, to the bit.
 
     model: a PEFT model in float32 or wider. There merging changes the policy by rounding alone;
-    in bfloat16 it would round away what an adapter has learnt, hence InputError. Memory: the
-    adapted weights once more.
+    in bfloat16 it would round away what an adapter has learnt, hence InputError, as for a model
+    that is merged already. Memory: the adapted weights once more.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers = [one for one in model.modules() if isinstance(one, BaseTunerLayer)]
     kept = [(one, one.data) for layer in layers for one in layer.get_base_layer().parameters()]
-    if narrow := [one.dtype for one, _ in kept if torch.finfo(one.dtype).bits < 32]:
+    if any(layer.merged for layer in layers):
+        raise InputError("the adapter is merged already: unmerge it first (unmerge_adapter)")
+    if narrow := [
+        one.dtype
+        for one, _ in kept
+        if not one.is_floating_point() or torch.finfo(one.dtype).bits < 32
+    ]:
         raise InputError(
             f"the base is in {narrow[0]}, whose rounding is coarser than an adapter's update; load "
             "it in float32 to sample merged"

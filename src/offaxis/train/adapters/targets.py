@@ -20,6 +20,9 @@ EVERY = {"linear": "all-linear", "norm": "all-norms"}
 _HEADS = ("lm_head", "classifier", "value_head", "embed", "position_embed")
 
 
+_AS_LIST = ' (one text is a regular expression of whole paths; names are a list, ["q_proj"])'
+
+
 @dataclass(frozen=True)
 class Targets:
     """The modules that were asked for, found in a model."""
@@ -49,7 +52,9 @@ def targets_of(model: Any, asked: str | Iterable[str] | None, kind: str) -> Targ
     known = {name: one for name, one in model.named_modules() if _is(kind, name, one)}
     if asked is None or asked == everything:
         if not known:
-            raise InputError(f"{type(model).__name__} has no {kind} modules to adapt")
+            raise InputError(
+                f"{type(model).__name__} has no {kind} modules to adapt; choose another method"
+            )
         short = kind == "linear" and _is_shorthand(model, known)
         return _targets(model, "all-linear" if short else list(known), known)
     if isinstance(asked, str) and asked.startswith("all-"):
@@ -64,7 +69,7 @@ def targets_of(model: Any, asked: str | Iterable[str] | None, kind: str) -> Targ
         if not found:
             raise InputError(
                 f"target_modules {name!r} matches no module{_about_experts(model)}; the model has "
-                f"{_ends(known)}"
+                f"{_ends(known)}{_AS_LIST if isinstance(asked, str) else ''}"
             )
         if strange := [one for one in found if one not in known]:
             raise InputError(

@@ -9,6 +9,7 @@ import torch
 
 from offaxis.errors import CheckpointError, InputError
 from offaxis.train.adapters.adalora import AdaLoraCallback, add_penalty
+from offaxis.train.adapters.layers import ProjectedLinear, freeze
 from offaxis.train.adapters.methods import AdapterSpec
 from offaxis.train.adapters.optimizers import LoraFaFactory, LoraPlusFactory
 
@@ -18,11 +19,12 @@ STATE = "adapter_state.pt"
 """Of a checkpoint: what the adapter trains on from, beyond what PEFT saves."""
 
 
-def wire(trainer: Any, spec: AdapterSpec | None = None) -> None:
+def wire(trainer: Any, spec: AdapterSpec | str | None = None) -> None:
     """Give `trainer` what its model's adapter needs. Call it before `.train()`.
 
     trainer: any `transformers.Trainer` with a PEFT model (else nothing is done). spec: the adapter;
-    by default the one that `adapt` put on the model.
+    by default the one that `adapt` put on the model. Name it for a model that `adapt` has not made
+    (`load_adapted`, `peft_config=`): its files and configuration say LoRA for LoRA+ and LoRA-FA.
 
     LoRA+ and LoRA-FA get their optimizers, with the trainer's rate, betas, eps and decay. AdaLoRA
     gets `AdaLoraCallback` and its penalty in the loss. Where a checkpoint of PEFT's would not
@@ -30,18 +32,64 @@ def wire(trainer: Any, spec: AdapterSpec | None = None) -> None:
     lies beside it.
 
     A trainer that is wired already is left as it is. Raises InputError where the trainer's own
-    optimizer stands in the way.
+    optimizer stands in the way, and for an engine that the adapter does not train under.
     """
     model = trainer.model
     if not hasattr(model, "peft_config") or getattr(trainer, "_offaxis_wired", False):
         return
-    trainer._offaxis_wired = True
-    spec = spec or getattr(model, "offaxis_adapter", None)
+    put = getattr(model, "offaxis_adapter", None)
+    spec = AdapterSpec.parse(spec) if isinstance(spec, str) else spec or put
+    _check_engine(trainer, spec)
     if spec is not None and spec.about.optimizer:
         _give_optimizer(trainer, spec)
+    if spec is not None and put is None:
+        freeze(model, spec.about.frozen)
+    trainer._offaxis_wired = True
     callback = _give_adalora(trainer, spec)
     if callback is not None or _projections(model):
         _keep_state(trainer, callback)
+
+
+def _check_engine(trainer: Any, spec: AdapterSpec | None) -> None:
+    """InputError for what would train wrongly, or fail at its first step, save or resumption."""
+    model = trainer.model
+    name = spec.method if spec is not None else ""
+    if _adalora(model):
+        name = "adalora"
+    elif _projections(model):
+        name = "off_principal_lora"
+    if trainer.is_deepspeed_enabled and name in _WHOLE:
+        raise InputError(
+            f"{name} under DeepSpeed: {_WHOLE[name]}, and DeepSpeed trains partitions of its own; "
+            "use DDP"
+        )
+    if not trainer.is_fsdp_enabled:
+        return
+    if name and getattr(trainer.accelerator.state.fsdp_plugin, "fsdp_version", 2) == 1:
+        raise InputError(f"{name}: FSDP 1 lays parameters end to end; set fsdp_version: 2, or DDP")
+    if name in ("adalora", "off_principal_lora"):
+        raise InputError(
+            f"{name} under FSDP: {_WHOLE[name]}, and they are sharded; use DDP (configs/ddp.yaml)"
+        )
+    saves = trainer.args.save_strategy != "no" and not trainer.args.save_only_model
+    if name == "vera" and saves:
+        raise InputError(
+            "vera under FSDP: no run resumes from its checkpoints, since torch does not restore "
+            "the buffers that its layers share; set save_only_model: true, or use DDP"
+        )
+
+
+_WHOLE = {
+    "adalora": "ranks are allocated over whole tensors",
+    "lora_fa": "its optimizer projects the gradients of whole rows of lora_B",
+    "off_principal_lora": "its projection is of whole factors",
+}
+
+
+def _adalora(model: Any) -> bool:
+    from peft import AdaLoraModel
+
+    return isinstance(model.base_model, AdaLoraModel)
 
 
 def _give_optimizer(trainer: Any, spec: AdapterSpec) -> None:
@@ -57,10 +105,8 @@ def _give_optimizer(trainer: Any, spec: AdapterSpec) -> None:
             raise InputError(
                 f"lora_plus: optim {trainer.args.optim.value} has no groups of parameters"
             )
-        ratio = spec.option("ratio")
-        if not ratio >= 1:
-            raise InputError(f"ratio {ratio}: B's rate over A's is at least 1")
-        trainer.optimizer_cls_and_kwargs = (LoraPlusFactory, {"made": made, "ratio": ratio, **told})
+        options = {"made": made, "ratio": spec.option("ratio"), **told}
+        trainer.optimizer_cls_and_kwargs = (LoraPlusFactory, options)
     else:
         if made is not torch.optim.AdamW:
             raise InputError(f"lora_fa needs AdamW, and optim is {trainer.args.optim.value}")
@@ -68,9 +114,7 @@ def _give_optimizer(trainer: Any, spec: AdapterSpec) -> None:
 
 
 def _give_adalora(trainer: Any, spec: AdapterSpec | None) -> AdaLoraCallback | None:
-    from peft import AdaLoraModel
-
-    if not isinstance(trainer.model.base_model, AdaLoraModel):
+    if not _adalora(trainer.model):
         return None
     shares = None
     if spec is not None and spec.method == "adalora":
@@ -83,8 +127,6 @@ def _give_adalora(trainer: Any, spec: AdapterSpec | None) -> AdaLoraCallback | N
 
 def _projections(model: Any) -> dict[str, torch.Tensor]:
     """The free weights under projections, by name."""
-    from offaxis.train.adapters.layers import ProjectedLinear
-
     return {
         f"{name}.weight": one.weight
         for name, one in model.named_modules()

@@ -5,7 +5,8 @@ judged by Student's t interval over seeds: `does not` where it lies within ± th
 (nothing to speak of) or on the other side of zero, `holds` where it lies on the claimed side,
 `cannot tell` otherwise and below two seeds. A claim against another adapter at equal norm takes its
 word from `equal.matched`. "Nothing in principal directions" holds where no seed at no step has more
-than `NOTHING` there. All were written before any test run was made.
+than `NOTHING` there. All were written before any test run was made, but for the premise: it was
+added when the first twenty test runs were in.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ NOTHING = 1e-6
 """A share of ‖ΔW‖² that is none: checkpoints are in float32."""
 
 QUESTIONS = {
+    "premise": "Does RL itself keep out of principal directions?",
     "pissa": "Does PiSSA write into principal directions?",
     "milora": "Does MiLoRA start off them and drift towards them?",
     "off": "Does off-principal LoRA keep out of them, and where does it go?",
@@ -62,10 +64,26 @@ def claims(
     for rates in kinds:
         points = checkpoints(rows, rates)
         equal = matched(rows, rates) if known is None else known[rates]
-        told = [*_pissa(points, equal), *_milora(points, equal), *_off(points, equal)]
+        told = [
+            *_premise(points),
+            *_pissa(points, equal),
+            *_milora(points, equal),
+            *_off(points, equal),
+        ]
         told += _spectrum(equal)
         found += [{"rates": rates} | one for one in told]
     return pl.DataFrame(found, schema=CLAIMS)
+
+
+def _premise(points: pl.DataFrame) -> Iterator[Row]:
+    """The papers' "off-principal regime", of updates that nothing holds to a direction."""
+    for adapter, name in ((FULL, "full fine-tuning"), (LORA, "LoRA")):
+        own = {"question": "premise", "adapter": adapter}
+        claim = f"{name}: less of ‖ΔW‖² than an update without direction has"
+        yield own | _judged(claim, EITHER, -1, _excess(points, adapter, EITHER, -1))
+        claim = f"{name}: of the 5 % that moved most, fewer are principal than of others of their"
+        changed = _excess(points, adapter, _PRINCIPAL, -1)
+        yield own | _judged(f"{claim} size", _PRINCIPAL, -1, changed)
 
 
 def _pissa(points: pl.DataFrame, equal: pl.DataFrame) -> Iterator[Row]:

@@ -4,7 +4,8 @@ Fitted to the first study's runs at their last step (4 methods of RL, 4 of fine-
 seeds, 2 tasks; AdamW, float32) by logistic regression with scikit-learn's default penalty on
 standardised features. It was written after those rows had been looked at (leaving one task and rate
 out at a time, all features give an AUC of 0.94, the norm alone 0.59), and before any run of the
-study `verdict`, which tests it: other rates, stores, optimizers, batches and lengths.
+study `verdict`, which tests it: other rates, stores, optimizers, batches and lengths. (Six trial
+runs, GRPO and SFT by SGD and RMSprop, had been made to choose that study's rates.)
 
 What counts as surviving: AUC over all test runs; AUC of pairs of RL and fine-tuning of one task
 whose ‖ΔW‖/‖W₀‖ differ by less than `MATCHED`; the least AUC of any (task, rate, optimizer, dtype)
@@ -26,7 +27,7 @@ LABELS: Mapping[str, bool] = {
     **dict.fromkeys(("grpo", "dapo", "dr_grpo", "rloo"), True),
     **dict.fromkeys(("sft", "sft_foreign", "rejection_sft", "distill"), False),
 }
-"""Method -> is it on-policy RL? Others (DPO, distillation on the student's samples) have no label."""
+"""Method -> is it on-policy RL? DPO and distillation on the student's samples have no label."""
 
 FEATURES: Mapping[str, bool] = {
     "relative_update_norm": True,

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from offaxis.checkpoint import MemoryCheckpoint
-from offaxis.gates.anchor import Move, move_of
-from offaxis.gates.anchor.prefixes import Prefixes
+from offaxis.gates.fisher import Move, move_of
+from offaxis.gates.fisher.prefixes import Prefixes
 from offaxis.live import LiveModel
 
 WORDS, WIDTH, HIDDEN = 5, 4, 6

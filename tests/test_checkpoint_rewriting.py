@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 import families
 import models
 from offaxis.checkpoint import open_checkpoint
-from offaxis.checkpoint.rewriting import Rewriting, rounded
-from offaxis.errors import InputError
+from offaxis.checkpoint.rewriting import Rewriting, check_target, rounded
+from offaxis.errors import InputError, OutputError
 
 V = "model.layers.1.self_attn.v_proj.weight"
 Q = "model.layers.0.self_attn.q_proj.weight"
@@ -142,3 +142,29 @@ def test_what_is_not_announced_is_refused(tmp_path, state):
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == (
         tmp_path / "base" / "model.safetensors"
     ).read_bytes()
+
+
+def test_weights_that_would_stay_beside_the_new_ones_are_refused(tmp_path, state):
+    """transformers and `open_checkpoint` take `model.safetensors` before an index."""
+    whole = models.write(tmp_path / "whole", state)
+    parts = models.write(tmp_path / "parts", state, shards=2)
+    for source, out in ((parts, whole), (whole, parts)):
+        with pytest.raises(OutputError, match=r"holds weights of another model \(model"):
+            check_target(open_checkpoint(source), out)
+    for name in ("pytorch_model.bin", "adapter_config.json"):
+        (tmp_path / "other").mkdir(exist_ok=True)
+        (tmp_path / "other" / name).write_bytes(b"")
+        with pytest.raises(OutputError, match=name):
+            check_target(open_checkpoint(whole), tmp_path / "other")
+        (tmp_path / "other" / name).unlink()
+    (tmp_path / "other" / "training_args.bin").write_bytes(b"")
+    for out in ("whole", "other", "missing"):
+        check_target(open_checkpoint(whole), tmp_path / out)
+
+
+def test_each_tensor_is_told_once(tmp_path, state):
+    seen: list[str] = []
+    source = models.write(tmp_path / "base", state, shards=2)
+    rewritten(source, tmp_path / "out", {V: state[V], Q: state[Q]}, told=seen.append)
+    assert sorted(seen) == sorted(state)
+    assert seen[-2:] == [V, Q]

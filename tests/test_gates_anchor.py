@@ -12,18 +12,18 @@ import torch
 from anchor_models import changes, fisher, flattened, naive_kl, prefixes, tiny_move
 from offaxis.checkpoint import MemoryCheckpoint
 from offaxis.errors import AlignmentError, CheckpointError, InputError
-from offaxis.gates.anchor import Move, Settings, move_of
-from offaxis.gates.anchor import forms as forms_module
-from offaxis.gates.anchor.bound import bounds
-from offaxis.gates.anchor.exact import DERIVATIVES, Derivative
-from offaxis.gates.anchor.forms import Forms, quadratic_forms
-from offaxis.gates.anchor.intervals import Resampler
-from offaxis.gates.anchor.nulls import NULLS, Shuffle, binned, drawn, magnitude_bins, real
-from offaxis.gates.anchor.prefixes import Prefixes, problem_set
-from offaxis.gates.anchor.probes import cotangent, probe
-from offaxis.gates.anchor.scopes import scopes_of
-from offaxis.gates.anchor.shrinking import kl, remainder_order, shrink
-from offaxis.gates.anchor.spaces import CONTRASTS, SPACES, spaces_of
+from offaxis.gates.fisher import Move, Settings, move_of
+from offaxis.gates.fisher import forms as forms_module
+from offaxis.gates.fisher.bound import bounds
+from offaxis.gates.fisher.exact import DERIVATIVES, Derivative
+from offaxis.gates.fisher.forms import Forms, quadratic_forms
+from offaxis.gates.fisher.intervals import Resampler
+from offaxis.gates.fisher.nulls import NULLS, Shuffle, binned, drawn, magnitude_bins, real
+from offaxis.gates.fisher.prefixes import Prefixes, problem_set
+from offaxis.gates.fisher.probes import cotangent, probe
+from offaxis.gates.fisher.scopes import scopes_of
+from offaxis.gates.fisher.shrinking import kl, remainder_order, shrink
+from offaxis.gates.fisher.spaces import CONTRASTS, SPACES, spaces_of
 
 
 @pytest.fixture(scope="module")

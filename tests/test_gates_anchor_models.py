@@ -13,7 +13,7 @@ import torch
 
 from offaxis.checkpoint import MemoryCheckpoint
 from offaxis.errors import InputError
-from offaxis.gates.anchor import (
+from offaxis.gates.fisher import (
     Anchor,
     Move,
     Settings,
@@ -22,10 +22,10 @@ from offaxis.gates.anchor import (
     load_move,
     move_of,
 )
-from offaxis.gates.anchor.exact import Derivative, exactly
-from offaxis.gates.anchor.forms import quadratic_forms
-from offaxis.gates.anchor.nulls import real
-from offaxis.gates.anchor.prefixes import Prefixes
+from offaxis.gates.fisher.exact import Derivative, exactly
+from offaxis.gates.fisher.forms import quadratic_forms
+from offaxis.gates.fisher.nulls import real
+from offaxis.gates.fisher.prefixes import Prefixes
 from offaxis.lab.tasks import TASKS
 from offaxis.live import LiveModel, load_live
 
@@ -211,7 +211,7 @@ def test_a_prompt_that_leaves_no_room_is_refused(tuned: Path) -> None:
 
 @pytest.mark.slow
 def test_a_real_run_is_steep_and_principal_weights_are_too(pairs: Path) -> None:
-    """docs/gates-anchor.md, on few prompts."""
+    """docs/gates.md, on few prompts."""
     found = anchor(
         pairs / "base", pairs / "rl-checkpoint-60", data=prompts(4), settings=QUICK, device="cpu"
     )

@@ -7,15 +7,23 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
 import models
+from offaxis.cli import gates_shown
+from offaxis.cli.app import build
+from offaxis.cli.gates import _prompts
 from offaxis.errors import InputError, OutputError
-from offaxis.gates import Gates, check_checkpoints
-from offaxis.gates.checkpoints import COLUMNS
+from offaxis.gates import Gates, check_checkpoints, policy_tables, store_table
+from offaxis.gates.checkpoints import COLUMNS, FURTHER
+
+ROOT = Path(__file__).parents[1]
 
 PLAIN = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "COV"))}
 PLAIN |= {"OMP_NUM_THREADS": "1", "COLUMNS": "100", "NO_COLOR": "1"}
@@ -115,12 +123,23 @@ def test_the_verb_writes_its_directory(pair: tuple[Path, Path], tmp_path: Path) 
 
 
 def test_usage_and_bad_paths(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    assert run(pair[0]).returncode == 2
-    assert run(*pair, "--lemmas", "--out", tmp_path / "x").returncode == 2
+    for wrong in (
+        (pair[0],),
+        (*pair, "--lemmas", "--out", tmp_path / "x"),
+        ("--lemmas", "--stores"),
+        (*pair, "--out", tmp_path / "x", "--against", pair[1]),
+        (*pair, "--out", tmp_path / "x", "--data", "a", "--prompts", "b"),
+    ):
+        done = in_process(*wrong)
+        assert done.exit_code == 2, wrong
     missing = run(pair[0], tmp_path / "none", "--out", tmp_path / "x")
     assert missing.returncode == 1
     assert "Traceback" not in missing.stderr
     assert not (tmp_path / "x").exists()
+
+
+def in_process(*arguments: str | Path) -> Any:
+    return CliRunner().invoke(build(), ["gates", *map(str, arguments)])
 
 
 def test_the_lemmas_as_json() -> None:
@@ -128,7 +147,74 @@ def test_the_lemmas_as_json() -> None:
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert {one["verdict"] for one in found} == {"holds", "loose", "false"}
-    assert len(found) == 18
+    assert len(found) == 19
+
+
+def test_all_three_gates_in_one_directory(tmp_path: Path) -> None:
+    """Gate I on two prompts, beside another run, and the first study's rows: one gates.json."""
+    base = ROOT / "src" / "offaxis" / "lab" / "base"
+    state = load_file(base / "model.safetensors")
+    for number, name in enumerate(("one", "other")):
+        generator = torch.Generator().manual_seed(number)
+        (tmp_path / name).mkdir()
+        moved = {
+            n: w.float() + 1e-4 * torch.randn(w.shape, generator=generator)
+            for n, w in state.items()
+        }
+        save_file(moved, tmp_path / name / "model.safetensors")
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("3+4*2=\n\n5+1*3=\n")
+    out = tmp_path / "out"
+    done = in_process(
+        base, tmp_path / "one", "--out", out, "--prompts", prompts, "--max-new-tokens", "6",
+        "--probes", "1", "--draws", "0", "--device", "cpu", "--against", tmp_path / "other",
+        "--rows", ROOT / "docs" / "studies" / "first" / "runs.parquet",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    found = json.loads((out / "gates.json").read_text())
+    assert set(found) >= {"checks", "melting", "anchor", "against", "rates"}
+    assert found["anchor"]["run"]["prompts"] == 2
+    assert found["rates"]["runs"] == 192
+    assert found["against"]["contrasts"][0]["scope"] == "model"
+    tables = {path.stem for path in out.glob("*.parquet")}
+    assert tables == {
+        "gates", "melting", "rates_runs",
+        *(f"anchor_{one}" for one in ("quotients", "confined", "contrasts", "shrinking")),
+    }  # fmt: skip
+    for title in ("Gate I: KL", "Gate I: both runs", "Gate II", "Gate III: share unchanged in 192"):
+        assert title in done.output
+    empty = tmp_path / "empty.txt"
+    empty.write_text("\n")
+    with pytest.raises(InputError, match="holds no prompt"):
+        _prompts(empty)
+    with pytest.raises(InputError, match="UTF-8"):
+        _prompts(tmp_path / "none.txt")
+
+
+def test_what_was_added_is_named(result: Gates) -> None:
+    assert {name: result.summary()[name] for name in FURTHER} == dict.fromkeys(FURTHER)
+    more = result.adding("rates", {"runs": 1}, {"runs": result.table})
+    assert more.summary()["rates"] == {"runs": 1}
+    assert list(more.further) == ["rates_runs"]
+    assert result.summary()["rates"] is None
+    with pytest.raises(InputError, match="anchor, against, rates"):
+        result.adding("other", {}, {})
+
+
+def test_the_studies_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    gates_shown.stores(store_table(entries=500, steps=20).to_dicts())
+    told = capsys.readouterr().out
+    assert "nearest" in told
+    assert "random_walk" in told
+    tables = policy_tables(draws=1)
+    gates_shown.policies({name: table.to_dicts() for name, table in tables.items()})
+    told = capsys.readouterr().out
+    for title in ("Proposition 3.1", "circle", "Lemma E.9"):
+        assert title in told
+    linear = tables["leash"].filter(pl.col("family") != "curved")
+    assert (linear["largest_ratio"] <= 1 + 1e-9).all()
+    first = tables["clipping"].filter(pl.col("updates") == 1, pl.col("rate") == 0.03)
+    assert first["outside"].to_list() == [0, 0], "at one update every ratio was 1"
 
 
 def test_a_real_run_stands_beside_its_nulls(pairs: Path) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from offaxis.errors import InputError
 from offaxis.gates import Check, geometry, geometry_with_nulls
-from offaxis.gates.geometry import Ground, judge, ranks_of
+from offaxis.gates.matrix import Ground, judge, ranks_of
 from offaxis.gates.nulls import KINDS, null_update
 from offaxis.measures import Number
 

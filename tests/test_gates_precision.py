@@ -15,8 +15,8 @@ import reference
 from offaxis.errors import InputError
 from offaxis.gates import bf16_lemmas, drift, largest_probe, melting, store_steps
 from offaxis.gates.lemmas import Lemma, realisation_errors
-from offaxis.gates.melting import Meter
 from offaxis.gates.store import DRIFTS, STORES
+from offaxis.gates.sweep import Meter
 
 CODES = np.arange(0x7F80, dtype=np.uint32)
 VALUES = (CODES << 16).view(np.float32).astype(np.float64)  # +0 to the largest finite
@@ -34,11 +34,11 @@ def test_the_verdicts(lemmas: dict[str, Lemma]) -> None:
         "D.1 within a binade": ("loose", 0),
         "D.1 across a boundary": ("false", 253),
         "D.2 range of ULP(x)/|x|": ("loose", 0),
-        "D.2 smallest realised update": ("false", 254),
+        "D.2 smallest realised update": ("loose", 254),
         "D.2 larger weights need larger steps": ("false", 32_258),
         "D.3 the probe is bitwise equality": ("loose", 0),
-        "D.4 infinities and NaN": ("false", 130_817),
-        "3.6 realisation threshold": ("false", 32_640),
+        "D.4 infinities and NaN": ("loose", 130_817),
+        "3.6 realisation threshold": ("loose", 32_640),
     }
     assert lemmas["D.1 within a binade"].cases == 254 * 128 * 127 // 2
 

@@ -22,7 +22,7 @@ from offaxis.gates import (
     tilt,
     tilt_lemmas,
 )  # fmt: skip
-from offaxis.gates.clipping import kl_within, paper_bound, unseen_outcome
+from offaxis.gates.clipping import kl_within, outside_by_update, paper_bound, unseen_outcome
 from offaxis.gates.expansions import remainder_order, singular_policy, surrogate_gap
 from offaxis.gates.lemmas import Lemma
 from offaxis.gates.policies import kl, project, tilted
@@ -233,3 +233,15 @@ def test_bad_input_is_refused() -> None:
     flat = torch.ones(8, dtype=torch.float64)
     assert leash_limit(policy, flat) is None
     assert tilt(policy, flat, beta=1.0).cos_plain is None
+
+
+def test_the_log_of_a_run_by_update() -> None:
+    """Two batches of three updates; other rows and the order of rows do not count."""
+    shares = [0.0, 0.1, 0.3, 0.0, 0.2, 0.5]
+    log = [{"step": k, "ratio/outside": one} for k, one in enumerate(shares, 1)]
+    found = outside_by_update([{"step": 6, "train_loss": 1.0}, *reversed(log)], 3)
+    assert found == pytest.approx([0, 0.15, 0.4])
+    assert outside_by_update(log, 1) == [pytest.approx(sum(shares) / 6)]
+    for wrong, updates in ((log[:-1], 3), (log[1:], 5), ([], 1), (log, 0)):
+        with pytest.raises(InputError):
+            outside_by_update(wrong, updates)

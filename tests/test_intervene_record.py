@@ -155,6 +155,7 @@ def test_both_edits_of_one_layer_are_undone_together(base, rotated, tmp_path):
         if name not in (V, O, V.replace("weight", "bias")):
             assert torch.equal(found, before[name].double())
     assert made.tensors[V].before == Intervention.load(rotated).tensors[V].before
+    assert made.tensors[V].rounding == Intervention.load(rotated).tensors[V].rounding > 0
 
 
 def test_weights_that_have_changed_since_are_not_edited_in_the_same_record(rotated, tmp_path):
@@ -189,6 +190,14 @@ def test_a_directory_without_a_record_is_refused(base):
         ('"slots"', '"slot"'),
         ('"layer": "1"', '"layer": "one"'),
         ('"earlier": []', '"earlier": null'),
+        ('"query_heads": 4', '"query_heads": 1e400'),
+        ('"axis": 0', '"axis": 1'),
+        ('"axis": 1', '"axis": 7'),
+        ('"size": 8', '"size": 4'),
+        ('"per": "query"', '"per": "key_value"'),
+        (f'"name": "{V}"', '"name": "model.v"'),
+        ('"turns": true', '"turns": false'),
+        ('"rounding": ', '"rounding": "much", "was": '),
     ],
 )
 def test_a_damaged_record_is_refused(rotated, tmp_path, old, new):
@@ -198,6 +207,21 @@ def test_a_damaged_record_is_refused(rotated, tmp_path, old, new):
     assert old in text
     (out / "intervention.json").write_text(text.replace(old, new))
     with pytest.raises(CheckpointError, match="is damaged"):
+        Intervention.load(out)
+
+
+@pytest.mark.parametrize(
+    ("starts", "what"), [([0, 0], "share channels"), ([0, 12], "beyond its shape")]
+)
+def test_heads_that_no_tensor_could_hold_are_refused(permuted, tmp_path, starts, what):
+    """Found on loading, and not where an update is pulled back."""
+    out = tmp_path / "out"
+    shutil.copytree(permuted, out)
+    told = json.loads((out / "intervention.json").read_text())
+    (slot,) = (one for one in told["layers"][0]["slots"] if one["name"] == V)
+    slot["starts"] = starts
+    (out / "intervention.json").write_text(json.dumps(told))
+    with pytest.raises(CheckpointError, match=what):
         Intervention.load(out)
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -69,6 +72,7 @@ def both(path: Path, layers: object, tmp_path: Path, match: str) -> None:
 
 def test_a_layer_that_is_not_there(base, tmp_path):
     both(base, 2, tmp_path, r"no layer 2; its language model has layers 0-1")
+    both(base, "0-99999", tmp_path, r"no layer 2; its language model has layers 0-1")
     both(base, "vision.0", tmp_path, r"vision tower of model_type 'llama'")
 
 
@@ -171,6 +175,47 @@ def test_a_rotation_spreads_no_nan_and_a_permutation_moves_it(copy, tmp_path, ba
     intervene.permute(copy, 0, out=tmp_path / "out")
 
 
+def recast(copy: Path, part: str, dtype: torch.dtype, scale: float = 1.0) -> None:
+    """One part of layer 0, scaled, in another dtype."""
+    state = load_file(copy / "model.safetensors")
+    name = f"model.layers.0.self_attn.{part}.weight"
+    state[name] = (state[name] * scale).to(dtype)
+    save_file(state, copy / "model.safetensors")
+
+
+def test_values_that_do_not_fit_once_they_are_rotated(copy, tmp_path):
+    """All channels of a head at 60 000 in float16: a Hadamard row sums them."""
+    state = load_file(copy / "model.safetensors")
+    one = state["model.layers.0.self_attn.v_proj.weight"]
+    state["model.layers.0.self_attn.v_proj.weight"] = torch.full_like(one, 6e4).half()
+    save_file(state, copy / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"v_proj\.weight: does not fit into F16"):
+        intervene.rotate(copy, 0, out=tmp_path / "out", seed=1)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_each_tensor_keeps_its_own_dtype(copy, tmp_path, dtype):
+    recast(copy, "v_proj", dtype)
+    made = intervene.rotate(copy, 0, out=tmp_path / "out")
+    after = load_file(tmp_path / "out" / "model.safetensors")
+    loss = {name.split(".")[-2]: made.tensors[name].rounding for name in made.tensors}
+    assert after["model.layers.0.self_attn.v_proj.weight"].dtype == dtype
+    assert 0 == loss["o_proj"] < loss["v_proj"] < torch.finfo(dtype).eps / 2
+
+
+def test_eight_bits_are_moved_and_not_rotated(copy, tmp_path):
+    recast(copy, "v_proj", torch.float8_e4m3fn)
+    with pytest.raises(InputError, match="F8_E4M3, too coarse to be rotated"):
+        intervene.rotate(copy, 0, out=tmp_path / "out")
+    made = intervene.permute(copy, 0, out=tmp_path / "out")
+    before, after = (load_file(one / "model.safetensors") for one in (copy, tmp_path / "out"))
+    name = "model.layers.0.self_attn.v_proj.weight"
+    assert made.steps[0].orders[0][1] == (1, 0)
+    heads = [one[name].view(torch.uint8).view(2, 8, -1) for one in (before, after)]
+    assert torch.equal(heads[0].flip(0), heads[1])
+
+
 def test_adapters_and_pickles_and_quantised_models(copy, tmp_path):
     adapter = tmp_path / "adapter"
     adapter.mkdir()
@@ -195,8 +240,36 @@ def test_directories_that_cannot_be_written(base, copy, tmp_path):
         intervene.rotate(base, 0, out=full)
     intervene.rotate(base, 0, out=full, overwrite=True)
     assert (full / "note").read_text() == "mine"
+    (full / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(OutputError, match="weights of another model"):
+        intervene.rotate(base, 0, out=full, overwrite=True)
     with pytest.raises(OutputError, match="the model's own directory"):
         intervene.rotate(copy, 0, out=copy, overwrite=True)
+
+
+def test_a_file_in_place_of_the_directory_or_of_its_parent(base, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(OutputError, match="a file is there"):
+        intervene.permute(base, 0, out=tmp_path / "file", overwrite=True)
+    with pytest.raises(OutputError, match="choose another"):
+        intervene.permute(base, 0, out=tmp_path / "file" / "out")
+    assert [one.name for one in tmp_path.iterdir()] == ["file"]
+
+
+def test_progress_counts_every_entry_and_an_interrupt_leaves_nothing(base, tmp_path):
+    seen = []
+    intervene.permute(base, 0, out=tmp_path / "out", progress=seen.append)
+    assert [one.done for one in seen] == sorted(one.done for one in seen)
+    assert seen[-1].done == seen[-1].total
+    assert len({one.tensor for one in seen}) == len(seen)
+
+    def stop(one):
+        if one.done > one.total / 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        intervene.rotate(base, 0, out=tmp_path / "deep" / "two", progress=stop)
+    assert os.listdir(tmp_path) == ["out"]
 
 
 def test_an_unknown_kind(base, tmp_path):
@@ -235,3 +308,30 @@ def test_exit_codes(base, tmp_path):
     assert "Traceback" not in bad.stderr
     assert run("permute", base, "--out", tmp_path / "out").returncode == 2
     assert not (tmp_path / "out").exists()
+
+
+def test_ctrl_c_is_130_and_leaves_nothing(copy, tmp_path):
+    """Pressed while the files are written: a tensor of 400 MB takes its time."""
+    file = copy / "model.safetensors"
+    raw = file.read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    header, size = json.loads(raw[8 : 8 + length]), len(raw) - 8 - length
+    more = 400 << 20
+    header["wide"] = {"dtype": "U8", "shape": [more], "data_offsets": [size, size + more]}
+    text = json.dumps(header).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + raw[8 + length :])
+    os.truncate(file, 8 + len(text) + size + more)
+    command = ["intervene", "rotate", str(copy), "--layers", "0", "--out", str(tmp_path / "out")]
+    with subprocess.Popen(
+        [sys.executable, "-m", "offaxis", *command], stderr=subprocess.PIPE, text=True
+    ) as process:
+        while process.poll() is None and len(os.listdir(tmp_path)) == 1:
+            time.sleep(0.002)
+        assert process.poll() is None, "it was done before it could be interrupted"
+        process.send_signal(signal.SIGINT)
+        assert process.stderr is not None
+        words = process.stderr.read()
+    assert process.returncode == 130, words
+    assert "nothing half-written is left" in words
+    assert "Traceback" not in words
+    assert os.listdir(tmp_path) == ["copy"]

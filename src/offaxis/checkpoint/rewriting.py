@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,9 +20,9 @@ from offaxis.checkpoint.dtypes import FLOATS, WIDTHS, code_of, torch_dtype
 from offaxis.checkpoint.header import Header
 from offaxis.checkpoint.locate import read_json
 from offaxis.checkpoint.stored import StoredCheckpoint
-from offaxis.errors import CheckpointError, InputError
+from offaxis.errors import CheckpointError, InputError, OutputError
 
-__all__ = ["Rewriting", "rounded"]
+__all__ = ["Rewriting", "check_target", "rounded"]
 
 _BESIDE = (
     "*.json",
@@ -33,7 +33,12 @@ _BESIDE = (
     "*.py",
     "additional_chat_templates/*.jinja",
 )
-_STATE = re.compile(r"^(?:training_args|optimizer|scheduler|rng_state|scaler|trainer_state)")
+_STATE = re.compile(
+    r"^(?:training_args|optimizer|scheduler|rng_state|scaler|random_states|trainer_state"
+    r"|global_step|zero_pp_rank)"
+)
+_INDEX = ".safetensors.index.json"
+_WEIGHTS = ("*.safetensors", f"*{_INDEX}", "*.bin", "*.bin.index.json", "adapter_config.json")
 _BLOCK = 1 << 24
 
 _Place = tuple[Path, str, int, int]
@@ -55,12 +60,32 @@ def rounded(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return torch.where(back != tensor, bits | 1, bits).view(torch.float32).to(dtype)
 
 
+def check_target(base: StoredCheckpoint, out: Path) -> None:
+    """Raise OutputError where `out` holds weights that those of `base` would not replace.
+
+    Written beside them, the result would not be the model that is read: an old `model.safetensors`
+    comes before a new index.
+    """
+    if not out.is_dir():
+        return
+    own = {header.path.relative_to(base.root).as_posix() for header in base.headers}
+    own |= {path.name for path, _ in _indexes(base)}
+    there = {one.name for kind in _WEIGHTS for one in out.glob(kind)}
+    others = sorted(name for name in there - own if not _STATE.match(name))
+    if others:
+        raise OutputError(
+            f"{out}: holds weights of another model ({', '.join(others[:3])}), which would stay "
+            "beside the new ones; choose another directory, or remove them"
+        )
+
+
 class Rewriting:
     """The safetensors files of `base`, written again below the directory `out`.
 
     changed: the tensors that `put` will be given. new: shape and dtype code of tensors that `base`
     does not store; they go to the end of the last file. dtype: float16, bfloat16, float32 or
-    float64 for every floating-point tensor; None: as each is stored.
+    float64 for every floating-point tensor; None: as each is stored. told: called with the name of
+    each tensor once it is written.
 
     `begin`, `put` for each changed and new tensor in any order, `finish`. With dtype None a file
     without new tensors keeps its header byte for byte. Memory: one tensor. It writes into `out` at
@@ -75,8 +100,9 @@ class Rewriting:
         changed: Collection[str] = (),
         new: Mapping[str, tuple[tuple[int, ...], str]] | None = None,
         dtype: str | None = None,
+        told: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self._base, self._out, self._dtype = base, out, dtype
+        self._base, self._out, self._dtype, self._told = base, out, dtype, told
         self._new = dict(new or {})
         self._code = None if dtype is None else code_of(getattr(torch, dtype))
         self._waiting = {*changed, *self._new}
@@ -97,6 +123,7 @@ class Rewriting:
                 for entry in header.entries:
                     if entry.name not in self._waiting:
                         self._keep(entry.name, read, written)
+                        self._told(entry.name)
 
     def put(self, name: str, value: torch.Tensor) -> None:
         """Write one changed or new tensor, rounded once to the dtype of its place.
@@ -113,6 +140,7 @@ class Rewriting:
             file.seek(start)
             file.write(_bytes(value, code))
         self._waiting.discard(name)
+        self._told(name)
 
     def finish(self, *, untied: bool = False) -> None:
         """Copy what lies beside the weights; write the index, and a `config.json` that fits.
@@ -214,23 +242,27 @@ class Rewriting:
 
     def _write_index(self) -> None:
         """The base's index with new tensors and sizes; one that names other files is left out."""
-        root = self._base.root
-        files = {header.path.relative_to(root).as_posix() for header in self._base.headers}
-        for path in sorted(root.glob("*.safetensors.index.json")):
-            index = read_json(path)
-            weight_map = index.get("weight_map")
-            if not isinstance(weight_map, dict) or set(weight_map.values()) != files:
-                continue
+        for path, index in _indexes(self._base):
             if not self._new and self._code is None:
                 shutil.copyfile(path, self._out / path.name)
                 continue
             homes = {n: self._places[n][0].relative_to(self._out).as_posix() for n in self._new}
-            index["weight_map"] = weight_map | homes
+            index["weight_map"] |= homes
             told = index.get("metadata")
             if isinstance(told, dict) and "total_size" in told:
                 told["total_size"] = sum(b - a for _, _, a, b in self._places.values())
             text = json.dumps(index, indent=2) + "\n"
             (self._out / path.name).write_text(text, encoding="utf-8")
+
+
+def _indexes(base: StoredCheckpoint) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The indexes beside `base` that name its files, and no others."""
+    files = {header.path.relative_to(base.root).as_posix() for header in base.headers}
+    for path in sorted(base.root.glob(f"*{_INDEX}")):
+        index: dict[str, Any] = read_json(path)
+        weight_map = index.get("weight_map")
+        if isinstance(weight_map, dict) and set(map(str, weight_map.values())) == files:
+            yield path, index
 
 
 def _bytes(value: torch.Tensor, code: str) -> memoryview:

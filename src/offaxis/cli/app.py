@@ -16,6 +16,7 @@ def build() -> typer.Typer:
     """The application with every verb."""
     from offaxis.cli import (
         compare,
+        contribute,
         delta,
         demo,
         describe,
@@ -50,6 +51,8 @@ def build() -> typer.Typer:
 
     app.command(name="describe")(describe.describe)
     app.command(name="compare")(compare.compare)
+    app.command(name="contribute")(contribute.contribute)
+    app.command(name="pool")(contribute.pool)
     app.command(name="gates")(gates.gates)
     app.command(name="demo")(demo.demo)
     app.command(name="mask")(mask.mask)

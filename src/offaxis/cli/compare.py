@@ -41,6 +41,14 @@ def compare(
     rounding_null: Annotated[
         bool, typer.Option(help="Compute the rounding null where it is defined.")
     ] = True,
+    run_info: Annotated[
+        str | None,
+        typer.Option(
+            metavar="INFO",
+            help="What is known of the runs: key=value,... or a JSON file (method, data, "
+            "learning_rate, steps, optimizer, dtype, batch).",
+        ),
+    ] = None,
     allow_pickle: Annotated[
         bool, typer.Option("--allow-pickle", help="Read .bin and .pt files (weights only).")
     ] = False,
@@ -71,6 +79,7 @@ def compare(
         "principal_rank": principal_rank,
         "rounding_null": rounding_null,
         "allow_pickle": allow_pickle,
+        "run_info": run_info,
     }
     result = _run(base, tuned, manifest, settings)
     result.save(out, overwrite=overwrite)
@@ -129,16 +138,28 @@ def _show(pairs: list[dict[str, Any]], *, evidence: bool) -> None:
     for _, title in _COLUMNS:
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("step", no_wrap=True)
+    told = any(pair["method"]["label"] != "undetermined" for pair in pairs)
+    if told:
+        table.add_column("method (one small model's rule)")
     names = _short([pair.get("name", pair["tuned"]) for pair in pairs])
     for name, pair in zip(names, pairs, strict=True):
         cells = ["—" if pair[key] is None else f"{pair[key]:.3g}" for key, _ in _COLUMNS]
         label = pair["verdict"]["label"].removesuffix("_step").replace("_", " ")
-        table.add_row(escape(name), *cells, label)
+        table.add_row(escape(name), *cells, label, *([_method(pair)] if told else []))
     console.print(table)
     for pair in pairs if evidence else []:
         console.print(f"\n{escape(pair['tuned'])}", style="bold", highlight=False)
         for line in pair["verdict"]["evidence"]:
             console.print(f"  {escape(line)}", highlight=False, soft_wrap=True)
+
+
+def _method(pair: dict[str, Any]) -> str:
+    """`RL-like (7 % wrong)`: the label with the share of test runs that it was wrong for."""
+    from offaxis.comparison.method import LABELS
+
+    method = pair["method"]
+    wrong = "" if method["wrong"] is None else f" ({100 * method['wrong'][0]:.0f} % wrong)"
+    return LABELS[method["label"]] + wrong
 
 
 def _short(names: list[str]) -> list[str]:

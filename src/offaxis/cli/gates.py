@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from offaxis.gates import Lemma
+    from offaxis.gates import Gates
 
 __all__ = ["gates"]
 
@@ -19,19 +19,48 @@ def gates(
         str | None, typer.Argument(metavar="TUNED", help="A checkpoint tuned from it.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Directory for gates.parquet and gates.json.")
+        Path | None, typer.Option(help="Directory for gates.json and its tables.")
     ] = None,
-    lemmas: Annotated[
-        bool,
-        typer.Option("--lemmas", help="Instead of BASE TUNED: try the paper's own statements."),
-    ] = False,
-    draws: Annotated[int, typer.Option(help="Draws of each null for each matrix.")] = 8,
-    seed: Annotated[int, typer.Option(help="Seed of the nulls.")] = 0,
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Also Gate I, on these problems: what `eval` takes."),
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Or on these prompts, one a line.")
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(metavar="OTHER", help="With data: another run from BASE, on equal prefixes."),
+    ] = None,
+    limit: Annotated[int, typer.Option(help="Gate I: the first so many problems.")] = 16,
+    max_new_tokens: Annotated[int, typer.Option(help="Gate I: tokens a completion.")] = 64,
+    samples: Annotated[int, typer.Option(help="Gate I: completions a prompt.")] = 1,
+    probes: Annotated[int, typer.Option(help="Gate I: probes a prompt.")] = 8,
+    device: Annotated[str | None, typer.Option(help="Gate I: such as cpu or cuda:0.")] = None,
+    rows: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Also Gate III of a lab queue's or saved study's runs from BASE."
+        ),
+    ] = None,
+    draws: Annotated[int, typer.Option(help="Gate II: draws of each null, each matrix.")] = 8,
+    seed: Annotated[int, typer.Option(help="Of nulls, samples and probes.")] = 0,
     rank: Annotated[
         int | None, typer.Option(help="k of the subspaces; by default min(512, min(m, n) // 8).")
     ] = None,
     every_rank: Annotated[
         bool, typer.Option("--every-rank", help="Also the worst ratio over all k.")
+    ] = False,
+    lemmas: Annotated[
+        bool,
+        typer.Option("--lemmas", help="Instead of BASE TUNED: try the paper's own statements."),
+    ] = False,
+    policies: Annotated[
+        bool,
+        typer.Option("--policies", help="Instead: proposition 3.1 and clipping, small policies."),
+    ] = False,
+    stores: Annotated[
+        bool, typer.Option("--stores", help="Instead: what a bfloat16 store keeps of small steps.")
     ] = False,
     allow_pickle: Annotated[
         bool, typer.Option("--allow-pickle", help="Read .bin and .pt files (weights only).")
@@ -43,112 +72,147 @@ def gates(
 ) -> None:
     """Check the bounds of The Path Not Taken on TUNED, beside updates drawn at random.
 
-    Gate II: every matrix's subspaces and singular values. Gate III: what rounding to bfloat16
-    hides as the update grows.
+    Gate I, with data: the KL that the step costs, and how steep it lies. Gate II: every matrix's
+    subspaces and singular values. Gate III: what rounding to bfloat16 hides as the update grows.
     """
-    if lemmas:
-        if base is not None or out is not None:
-            raise typer.BadParameter("--lemmas reads no model and writes no file")
-        _lemmas(as_json=as_json)
+    studies = {"lemmas": lemmas, "policies": policies, "stores": stores}
+    if any(studies.values()):
+        _study([name for name, asked in studies.items() if asked], (base, out), as_json)
         return
     if base is None or tuned is None or out is None:
-        raise typer.BadParameter("give BASE, TUNED and --out DIR, or --lemmas")
-    from rich.console import Console
-
-    from offaxis.cli.progress import Bar
+        raise typer.BadParameter("give BASE, TUNED and --out DIR, or one of --lemmas, --policies, "
+                                 "--stores")  # fmt: skip
+    if data is not None and prompts is not None:
+        raise typer.BadParameter("give --data or --prompts, not both")
+    if against is not None and data is None and prompts is None:
+        raise typer.BadParameter("--against needs --data or --prompts: prefixes to compare on")
     from offaxis.output import check_output
 
     check_output(out, overwrite=overwrite)
-    from offaxis.gates import check_checkpoints
+    from offaxis.gates.fisher import Settings
 
-    with Bar(Console(stderr=True)) as advance:
-        result = check_checkpoints(
-            base,
-            tuned,
-            draws=draws,
-            seed=seed,
-            rank=rank,
-            every_rank=every_rank,
-            allow_pickle=allow_pickle,
-            progress=advance,
-        )
-    result.save(out, overwrite=overwrite)
-    if as_json:
-        _print(result.summary())
-        return
-    _show(result.summary())
-    print(f"The tables are in {out}")
-
-
-def _print(result: Any) -> None:
-    import json
-    import sys
-
-    json.dump(result, sys.stdout, indent=2, ensure_ascii=False, allow_nan=False)
-    print()
-
-
-def _show(summary: dict[str, Any]) -> None:
-    """The checks and the sweep as two short tables."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    title = f"Gate II: measured / bound over {summary['matrices']} matrices"
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    table.add_column("check", no_wrap=True)
-    for name in ("median", "worst", "vacuous", "over", "×random", "×permuted", "×turned"):
-        table.add_column(name, justify="right")
-    for row in summary["checks"]:
-        nulls = [row["nulls"][kind] for kind in ("random", "permuted", "turned")]
-        table.add_row(
-            row["check"],
-            _number(row["median_ratio"]),
-            _number(row["largest_ratio"]),
-            str(row["vacuous"]),
-            str(row["exceeded"]),
-            *(_number(null and null["times"]) for null in nulls),
-        )
-    console.print(table)
-    console.print(
-        "over: bound exceeded; ×: the measured side over that of updates drawn at random, median\n"
-    )
-    table = Table(
-        title="Gate III: share of entries unchanged in bfloat16", title_justify="left", box=None,
-        pad_edge=False,
+    settings = Settings(samples=samples, max_new_tokens=max_new_tokens, probes=probes, seed=seed)
+    given = data if prompts is None else _prompts(prompts)
+    found = _weights(
+        base, tuned, rows=rows, draws=draws, seed=seed, rank=rank, every_rank=every_rank,
+        allow_pickle=allow_pickle,
     )  # fmt: skip
-    for name in ("update times", "unchanged", "were |ΔW| independent of |W|"):
-        table.add_column(name, justify="right")
-    for row in summary["melting"]:
-        cells = (f"{row['unchanged']:.4f}", f"{row['expected']:.4f}")
-        table.add_row(f"{row['factor']:g}", *cells)
-    console.print(table)
-    if summary["melting_rounded"]:
-        share = f"{summary['melting_rounded']:.0%}"
-        console.print(f"{share} of TUNED is stored as bfloat16: its ΔW has lost its small part")
+    if given is not None:
+        asked = {"data": given, "limit": limit, "device": device, "allow_pickle": allow_pickle}
+        found = _behaviour(found, (base, tuned, against), asked | {"settings": settings})
+    found.save(out, overwrite=overwrite)
+    _report(found.summary(), as_json=as_json, where=out)
 
 
-def _number(value: float | None) -> str:
-    return "—" if value is None else f"{value:.3g}"
+def _prompts(file: Path) -> list[str]:
+    """One prompt a line; empty lines are left out."""
+    from offaxis.errors import InputError
+
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: cannot be read as text ({error}); give a UTF-8 file") from error
+    found = [line for line in lines if line.strip()]
+    if not found:
+        raise InputError(f"{file}: holds no prompt; write one a line")
+    return found
 
 
-def _lemmas(*, as_json: bool) -> None:
-    """Every statement that was tried, with its verdict."""
+def _weights(base: str, tuned: str, *, rows: Path | None, **settings: Any) -> "Gates":
+    """Gates II and III, progress on standard error."""
+    from rich.console import Console
+
+    from offaxis.cli.progress import Bar
+    from offaxis.gates import check_checkpoints, rates
+
+    runs = None if rows is None else _runs(rows, base)
+    with Bar(Console(stderr=True)) as advance:
+        found = check_checkpoints(base, tuned, progress=advance, **settings)
+        if runs is not None:
+            pickle = settings["allow_pickle"]
+            told = rates(base, tuned, runs, allow_pickle=pickle, progress=advance)
+            found = found.adding("rates", told.summary(), {"runs": told.table})
+    return found
+
+
+def _runs(source: Path, base: str) -> Any:
+    """The last checkpoint of every run of whole models in a queue that started from `base`."""
+    import polars as pl
+
+    from offaxis.errors import InputError
+    from offaxis.lab.queue import by_checkpoint, read_rows
+    from offaxis.lab.queue.store import digest
+
+    table = source / "runs.parquet"  # a saved study
+    found = by_checkpoint(read_rows(table if table.is_file() else source))
+    found = found.filter(pl.col("step") == pl.col("steps"))
+    for column in ("mask", "adapter"):
+        if column in found.columns:
+            found = found.filter(pl.col(column).is_null())
+    own = digest(Path(base)) if Path(base).is_dir() else None
+    known = set(found["base"])
+    if own not in known:
+        raise InputError(
+            f"{source}: its runs started from {', '.join(sorted(known)) or 'nothing'}, and {base} "
+            f"is {own}; give the base that they started from"
+        )
+    return found.filter(pl.col("base") == own)
+
+
+def _behaviour(
+    found: "Gates", models: tuple[str, str, str | None], asked: dict[str, Any]
+) -> "Gates":
+    """Gate I, and beside another run, what is being done told on standard error."""
+    from rich.console import Console
+
+    from offaxis.gates import anchor, anchor_summary, versus, versus_summary
+
+    log = Console(stderr=True)
+    base, tuned, other = models
+    asked = asked | {"announce": lambda line: log.print(line, markup=False, highlight=False)}
+    measured = anchor(base, tuned, **asked)
+    found = found.adding("anchor", anchor_summary(measured), measured.tables())
+    if other is not None:
+        beside = versus(base, [(tuned, other)], **asked)
+        found = found.adding("against", versus_summary(beside), {})
+    return found
+
+
+def _study(names: list[str], given: tuple[Any, ...], as_json: bool) -> None:
+    """One of the studies that read no model."""
+    if any(one is not None for one in given) or len(names) > 1:
+        raise typer.BadParameter(
+            f"--{' --'.join(names)}: one study at a time; it reads no model and writes no file"
+        )
     from dataclasses import asdict
 
-    from offaxis.gates import bf16_lemmas, tilt_lemmas
+    from offaxis import gates as theory
+    from offaxis.cli import gates_shown as shown
 
-    found: list[Lemma] = [*bf16_lemmas(), *tilt_lemmas()]
+    result: Any
+    if names == ["lemmas"]:
+        result = [asdict(one) for one in theory.all_lemmas()]
+    elif names == ["policies"]:
+        result = {name: table.to_dicts() for name, table in theory.policy_tables().items()}
+    else:
+        result = theory.store_table().to_dicts()
     if as_json:
-        _print([asdict(one) for one in found])
+        shown.print_json(result)
         return
-    from rich.console import Console
+    {"lemmas": shown.lemmas, "policies": shown.policies, "stores": shown.stores}[names[0]](result)
 
-    console = Console(highlight=False)
-    for one in found:
-        counts = f"{one.counterexamples:,} of {one.cases:,} cases against" if one.cases else ""
-        console.print(f"{one.verdict:5}  {one.name} ({one.source})  {counts}", style="bold")
-        console.print(f"       said: {one.statement}", markup=False)
-        console.print(f"       found: {one.finding}", markup=False)
-        for example in one.examples:
-            console.print(f"       e.g. {example}", markup=False)
+
+def _report(summary: dict[str, Any], *, as_json: bool, where: Path) -> None:
+    from offaxis.cli import gates_shown as shown
+
+    if as_json:
+        shown.print_json(summary)
+        return
+    if summary["anchor"] is not None:
+        shown.anchor(summary["anchor"])
+    if summary["against"] is not None:
+        shown.against(summary["against"])
+    shown.weights(summary)
+    if summary["rates"] is not None:
+        shown.rates(summary["rates"])
+    print(f"The tables are in {where}")

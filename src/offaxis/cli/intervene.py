@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from offaxis.cli.progress import print_result, with_bar
+
 if TYPE_CHECKING:
     from offaxis.intervene import Intervention
 
@@ -48,8 +50,13 @@ def rotate(
     """Turn the values of the layers' heads into another basis: v, its bias, and o."""
     from offaxis.intervene import rotate as run
 
-    made = run(model, layers, out=out, kind=kind, seed=seed, per_head=per_head, overwrite=overwrite)
-    _print(made, out, as_json)
+    drawn: dict[str, Any] = {"kind": kind, "per_head": per_head, "seed": seed}
+    found = with_bar(
+        lambda bar: _result(
+            run(model, layers, out=out, overwrite=overwrite, progress=bar, **drawn), out
+        )
+    )
+    print_result(found, as_json, _lines)
 
 
 @app.command()
@@ -67,23 +74,22 @@ def permute(
     """Put the layers' heads in another order: q, k, v, o, and what goes by heads with them."""
     from offaxis.intervene import permute as run
 
-    made = run(model, layers, out=out, seed=seed, within_groups=within_groups, overwrite=overwrite)
-    _print(made, out, as_json)
-
-
-def _print(made: "Intervention", out: Path, as_json: bool) -> None:
-    import json
-
-    found = _result(made, out)
-    if as_json:
-        print(json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False))
-        return
-    done = {"rotate": "rotated", "permute": "permuted"}[found["edit"]]
-    print(f"{found['out']}: layers {', '.join(found['layers'])} {done}, seed {found['seed']}")
-    print(
-        f"  {len(found['tensors'])} tensors edited, {found['untouched']} untouched byte for byte; "
-        f"rounding to the stored dtype at most {found['rounding']:.1e} of a tensor's norm"
+    drawn: dict[str, Any] = {"seed": seed, "within_groups": within_groups}
+    found = with_bar(
+        lambda bar: _result(
+            run(model, layers, out=out, overwrite=overwrite, progress=bar, **drawn), out
+        )
     )
+    print_result(found, as_json, _lines)
+
+
+def _lines(found: dict[str, Any]) -> list[str]:
+    done = {"rotate": "rotated", "permute": "permuted"}[found["edit"]]
+    return [
+        f"{found['out']}: layers {', '.join(found['layers'])} {done}, seed {found['seed']}",
+        f"  {len(found['tensors'])} tensors edited, {found['untouched']} untouched byte for byte; "
+        f"rounding to the stored dtype at most {found['rounding']:.1e} of a tensor's norm",
+    ]
 
 
 def _result(made: "Intervention", out: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`offaxis lab table`, `plot`, `study`, `methods`, `sparse` and `peft`: what a queue has found."""
+"""`offaxis lab table`, `plot` and the studies from `study` to `verdict`: what a queue has found."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,12 +10,14 @@ if TYPE_CHECKING:
 
     from polars import DataFrame
 
+    from offaxis.lab.causal import CausalStudy
     from offaxis.lab.methods import MethodTable
     from offaxis.lab.peft import PeftStudy
     from offaxis.lab.queue import RunConfig, Store
     from offaxis.lab.saved import SavedStudy
     from offaxis.lab.sparse import SparseStudy
     from offaxis.lab.study import Study
+    from offaxis.lab.verdict import VerdictStudy
 
 __all__ = ["add_row_commands", "print_json"]
 
@@ -36,7 +38,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the tables as JSON."
 
 def add_row_commands(app: typer.Typer) -> None:
     """Give `offaxis lab` its commands about rows."""
-    for command in (table, plot, study, methods, sparse, peft):
+    for command in (table, plot, study, methods, sparse, peft, causal, verdict):
         app.command()(command)
 
 
@@ -139,7 +141,10 @@ def plot(
 
 
 def _tell(
-    found: "Study | MethodTable | SparseStudy | PeftStudy", *, as_markdown: bool, as_json: bool
+    found: "Study | MethodTable | SparseStudy | PeftStudy | CausalStudy | VerdictStudy",
+    *,
+    as_markdown: bool,
+    as_json: bool,
 ) -> None:
     """Answers on standard output: JSON, Markdown, or tables."""
     if as_json:
@@ -232,6 +237,46 @@ def peft(
 
     found = PeftStudy.read(source)
     _written(found, out, into, overwrite=overwrite)
+    _tell(found, as_markdown=as_markdown, as_json=as_json)
+
+
+def causal(
+    source: Source,
+    out: Out = None,
+    overwrite: Overwrite = False,
+    into: Into = None,
+    as_markdown: Markdown = False,
+    as_json: AsJson = False,
+) -> None:
+    """Runs from a base in other coordinates: which entries and directions stay, against nulls."""
+    from offaxis.lab.causal import CausalStudy
+
+    found = CausalStudy.read(source)
+    _written(found, out, into, overwrite=overwrite)
+    _tell(found, as_markdown=as_markdown, as_json=as_json)
+
+
+def verdict(
+    first: Annotated[
+        Path, typer.Argument(metavar="FIRST", help="The runs that the rule is fitted to.")
+    ],
+    source: Annotated[Path, typer.Argument(metavar="DIR", help="The runs that test it.")],
+    out: Out = None,
+    overwrite: Overwrite = False,
+    into: Into = None,
+    write: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The rule's file, which `compare` reads.")
+    ] = None,
+    as_markdown: Markdown = False,
+    as_json: AsJson = False,
+) -> None:
+    """Do weights alone tell on-policy RL from fine-tuning? A rule, tested on other runs."""
+    from offaxis.lab.verdict import VerdictStudy
+
+    found = VerdictStudy.read(source, training=first)
+    _written(found, out, into, overwrite=overwrite)
+    if write is not None:
+        found.write(write)
     _tell(found, as_markdown=as_markdown, as_json=as_json)
 
 

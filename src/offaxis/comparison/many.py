@@ -17,6 +17,8 @@ from offaxis.comparison.pairs import pairs_frame, reserved
 from offaxis.comparison.plan import DRAWN, AnyPath, Plan, open_base, open_tuned
 from offaxis.comparison.record import check, record
 from offaxis.comparison.result import ManyComparison
+from offaxis.comparison.run_info import RunInfo, RunInfoLike
+from offaxis.comparison.run_info import run_info as known_info
 from offaxis.comparison.stream import Progress, Stream
 from offaxis.errors import InputError
 
@@ -52,6 +54,7 @@ def compare_manifest(
     principal_rank: int | None = None,
     rounding_null: bool = True,
     allow_pickle: bool = False,
+    run_info: RunInfoLike = None,
     announce: Callable[[str], None] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> ManyComparison:
@@ -60,7 +63,7 @@ def compare_manifest(
     path: a `.csv`, `.tsv`, `.jsonl` or `.json` file with the columns `base`, `tuned`, optionally
     `name`, and any of your own; see `offaxis.comparison.manifest.read_manifest`. Relative paths
     are taken from the manifest's directory. All else is as in `compare`, and so is every number: a
-    base that several pairs share is read once.
+    base that several pairs share is read once. run_info: of all pairs.
 
     Everything is opened and matched from headers first; one unusable row fails the whole. The
     `base` of the summary is the manifest's path, each pair has its own `base`, and `across` is
@@ -69,12 +72,13 @@ def compare_manifest(
     started = time.time()
     settings = Settings(alpha, angle_rank, principal_rank, seed, rounding_null)
     check(settings)
+    info = known_info(run_info)
     manifest = read_manifest(path)
     _check_reserved(manifest)
     groups = _plan(manifest, spectra=spectra, seed=seed, allow_pickle=allow_pickle)
     _announce(groups, announce or (lambda line: None))
-    found = _stream(groups, settings, progress or (lambda step: None))
-    run = record(started, spectra, settings, _alignment(groups))
+    found = _stream(groups, settings, info, progress or (lambda step: None))
+    run = record(started, spectra, settings, _alignment(groups), info=info)
     run["bases"] = [_base(manifest, group, one) for group, one in zip(groups, found, strict=True)]
     return _result(manifest, groups, found, run)
 
@@ -168,13 +172,16 @@ def _some(number: int, word: str) -> str:
 
 
 def _stream(
-    groups: Sequence[_Group], settings: Settings, progress: Callable[[Progress], None]
+    groups: Sequence[_Group],
+    settings: Settings,
+    info: RunInfo,
+    progress: Callable[[Progress], None],
 ) -> list[Comparison]:
     """One comparison a base, one after the other."""
     done, total = 0, sum(group.entries for group in groups)
     found = []
     for group in groups:
-        stream = Stream(group.plan, settings)
+        stream = Stream(group.plan, settings, info=info)
         stream.run(_onward(progress, done, len(group.places), total))
         found.append(stream.result({}))
         done += group.entries

@@ -13,6 +13,7 @@ import torch
 
 import offaxis
 from offaxis.comparison.base import Settings
+from offaxis.comparison.run_info import RunInfo
 from offaxis.errors import InputError
 from offaxis.kernels.pool import threads
 
@@ -34,9 +35,15 @@ def check(settings: Settings) -> None:
 
 
 def record(
-    started: float, spectra: str, settings: Settings, alignment: Sequence[dict[str, Any]]
+    started: float,
+    spectra: str,
+    settings: Settings,
+    alignment: Sequence[dict[str, Any]],
+    *,
+    info: RunInfo,
 ) -> dict[str, Any]:
-    """The `run` block: versions, seed and settings, renamings, time."""
+    """The `run` block: versions, seed and settings, what was told of the run, renamings, time."""
+    told = info.told()
     return {
         "offaxis": offaxis.__version__,
         "torch": torch.__version__.split("+")[0],
@@ -46,5 +53,6 @@ def record(
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
         "seconds": round(time.time() - started, 3),
         "settings": {"spectra": spectra, **asdict(settings)},
+        **({"run_info": told} if told else {}),
         "alignment": list(alignment),
     }

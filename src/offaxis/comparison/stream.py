@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -12,14 +12,18 @@ import numpy.typing as npt
 import torch
 
 from offaxis.checkpoint import TensorPair, read_pair
+from offaxis.checkpoint.adapter import BoundCheckpoint
 from offaxis.comparison.base import BaseSide, Settings
 from offaxis.comparison.consensus import Across
 from offaxis.comparison.heads import heads
 from offaxis.comparison.measure import Measured, measure_pair, rows_of
-from offaxis.comparison.profiles import series_numbers
+from offaxis.comparison.method import Circumstances
+from offaxis.comparison.profiles import series_numbers, step_of
 from offaxis.comparison.result import Comparison
+from offaxis.comparison.run_info import RunInfo
 from offaxis.comparison.summary import PairTotals, summarise_pair
 from offaxis.kernels.pool import in_order, threads
+from offaxis.measures import ALPHA
 from offaxis.table import Curve, Measurement, curves_frame, measurements_frame
 
 if TYPE_CHECKING:
@@ -70,8 +74,8 @@ def _workers(plan: Plan) -> tuple[int, int]:
 class Stream:
     """Measures the plan's parts one after the other."""
 
-    def __init__(self, plan: Plan, settings: Settings) -> None:
-        self.plan, self.settings = plan, settings
+    def __init__(self, plan: Plan, settings: Settings, *, info: RunInfo | None = None) -> None:
+        self.plan, self.settings, self.info = plan, settings, info or RunInfo()
         self.rows: list[list[Measurement]] = [[] for _ in plan.tuned]
         self.curves: list[Curve] = []
         self.totals = [PairTotals() for _ in plan.tuned]
@@ -130,7 +134,12 @@ class Stream:
                 continue
             self.rows[index].extend(one.rows)
             self.curves.extend(one.curves)
-            self.totals[index].add(one.scan, stored_name=pair.base.name, is_matrix=part.is_matrix)
+            self.totals[index].add(
+                one.scan,
+                stored_name=pair.base.name,
+                is_matrix=part.is_matrix,
+                dimensions=len(part.shape),
+            )
         everywhere = [one for one in found.measured if one is not None]
         if len(pairs) > 1 and len(everywhere) == len(pairs):
             self.across.add(part, found.bins, everywhere)
@@ -140,8 +149,10 @@ class Stream:
     def result(self, run: dict[str, Any]) -> Comparison:
         sizes = self._role_sizes() if self.plan.why_not == "not_sampled" else None
         pairs = [
-            summarise_pair(name, rows, totals, sizes=sizes)
-            for name, rows, totals in zip(self.plan.names, self.rows, self.totals, strict=True)
+            summarise_pair(name, rows, totals, sizes=sizes, about=self._circumstances(place))
+            for place, (name, rows, totals) in enumerate(
+                zip(self.plan.names, self.rows, self.totals, strict=True)
+            )
         ]
         summary = {
             "schema": 1,
@@ -153,6 +164,26 @@ class Stream:
         rows = [row for one in self.rows for row in one] + self.across.rows
         return Comparison(
             measurements_frame(rows), curves_frame(self.curves + self.across.curves), summary
+        )
+
+    def _circumstances(self, place: int) -> Circumstances:
+        """What a judgement of one checkpoint's method has to know beside its numbers."""
+        own = [(part, pairs[place]) for part, pairs in self.plan.parts]
+        both = self.plan.spectral & self.plan.drawn
+        step = step_of(self.plan.labels[place])[1]
+        told = self.info
+        if step and told.steps is not None and step < told.steps:  # a checkpoint along the way
+            told = replace(told, steps=step)
+        settings = self.settings
+        return Circumstances(
+            info=told,
+            dtypes=frozenset(pair.tuned_dtype for _, pair in own if pair is not None),
+            adapter=isinstance(self.plan.tuned[place], BoundCheckpoint),
+            usual=settings.alpha == ALPHA and not (settings.angle_rank or settings.principal_rank),
+            unprofiled=sum(
+                part.is_matrix and pair is not None and part.tensor not in both
+                for part, pair in own
+            ),
         )
 
     def _role_sizes(self) -> dict[str, int]:

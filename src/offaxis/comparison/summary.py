@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from math import sqrt
 from typing import Any
 
+from offaxis.comparison.method import Circumstances, method_of
 from offaxis.comparison.sampling import Mean, mean_over
 from offaxis.kernels import Scan
 from offaxis.measures import MEASURES, correlation, relative_update_norm
@@ -14,6 +16,7 @@ from offaxis.table import Measurement
 __all__ = ["PairTotals", "summarise_pair", "verdict"]
 
 _AVERAGED = tuple(m.name for m in MEASURES if m.over == "matrices")
+_PROFILES = ("row_stripes", "column_stripes")
 _EXCESS = ("principal_overlap", "low_magnitude_overlap")
 
 SMALL_STEP = 0.36
@@ -55,10 +58,12 @@ class PairTotals:
     nonfinite_tuned: int = 0
     moved_entries: int = 0
     """Entries of the tensors that moved at all: an adapter leaves the others alone."""
+    still: int = 0
+    """Tensors of two or more dimensions in which no entry moved."""
     tensors: set[str] = field(default_factory=set)
     matrices: int = 0
 
-    def add(self, scan: Scan, *, stored_name: str, is_matrix: bool) -> None:
+    def add(self, scan: Scan, *, stored_name: str, is_matrix: bool, dimensions: int = 2) -> None:
         self.entries += scan.entries
         self.changed += scan.changed
         self.changed_stored += scan.changed_stored
@@ -68,6 +73,7 @@ class PairTotals:
         self.nonfinite_base += scan.nonfinite_base
         self.nonfinite_tuned += scan.nonfinite_tuned
         self.moved_entries += scan.entries if scan.changed_stored else 0
+        self.still += dimensions > 1 and not scan.changed_stored
         self.tensors.add(stored_name)
         self.matrices += is_matrix
 
@@ -78,10 +84,12 @@ def summarise_pair(
     totals: PairTotals,
     *,
     sizes: Mapping[str, int] | None,
+    about: Circumstances | None = None,
 ) -> dict[str, Any]:
     """One entry of `summary.json`'s `pairs`.
 
-    sizes: matrices of each role in the model, where only a sample of them has spectra.
+    sizes: matrices of each role in the model, where only a sample of them has spectra. about: what
+    the judgement of the method has to know beside the numbers.
     """
     by_measure = _by_measure(rows)
     means = {name: _mean(by_measure.get(name, {}), sizes) for name in _AVERAGED}
@@ -108,7 +116,25 @@ def summarise_pair(
     pair["measured"] = {name: mean.count for name, mean in means.items()}
     pair["nonfinite"] = {"base": totals.nonfinite_base, "tuned": totals.nonfinite_tuned}
     pair["verdict"] = verdict(pair, means)
+    pair["method"] = _method(pair, by_measure, totals, about or Circumstances())
+    pair["run_info"] = (about.info.told() if about else None) or None
     return pair
+
+
+def _method(
+    pair: dict[str, Any],
+    by_measure: Mapping[str, Values],
+    totals: PairTotals,
+    about: Circumstances,
+) -> dict[str, Any]:
+    """RL-like, fine-tuning-like or undetermined; its lines are added to the verdict's."""
+    moved = totals.everything.update_square / totals.moved_entries if totals.moved_entries else None
+    about = replace(about, still=totals.still, rms=None if moved is None else sqrt(moved))
+    stripes = {name: _mean(by_measure.get(name, {}), None).value for name in _PROFILES}
+    told = method_of(pair, pair | stripes, about)
+    pair["verdict"]["evidence"] += told.evidence
+    pair["verdict"]["confounds"] += told.confounds
+    return told.method
 
 
 def _rest(part: int, whole: int) -> float | None:

@@ -1,12 +1,12 @@
-"""Gates II and III on a pair of checkpoints: every matrix checked, every tensor rescaled."""
+"""Gates II and III on a pair of checkpoints, and whatever else `offaxis gates` writes beside."""
 
 from __future__ import annotations
 
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,17 @@ from offaxis.checkpoint import TensorPair, align, read_pair
 from offaxis.comparison import Progress
 from offaxis.comparison.plan import AnyPath, open_base, open_tuned
 from offaxis.errors import InputError
-from offaxis.gates.geometry import nothing
-from offaxis.gates.melting import FACTORS, Melting, Meter, check_factors
+from offaxis.gates.matrix import nothing
 from offaxis.gates.nulls import KINDS, SAME, Interval, Judged, geometry_with_nulls
+from offaxis.gates.sweep import FACTORS, Melting, Meter, check_factors
 from offaxis.output import staged_directory
 from offaxis.provenance import library_versions
 
-__all__ = ["COLUMNS", "Gates", "check_checkpoints"]
+__all__ = ["COLUMNS", "FURTHER", "Gates", "check_checkpoints"]
+
+FURTHER = ("anchor", "against", "rates")
+"""Keys of `gates.json` that are null unless asked for: Gate I, Gate I of two runs, Gate III of
+many."""
 
 _SIDES = ("measured", "ratio")
 _ENDS = ("mean", "low", "high")
@@ -52,18 +56,35 @@ the random null, and so on; all are null where nothing was drawn."""
 
 @dataclass(frozen=True)
 class Gates:
-    """The result of `check_checkpoints`: one row a matrix and check, the sweep, a summary."""
+    """The result of `check_checkpoints`: one row a matrix and check, the sweep, a summary.
+
+    further: tables beside these two, by file name.
+    """
 
     table: pl.DataFrame
     melting: Melting
     _summary: dict[str, Any] = field(repr=False)
+    further: Mapping[str, pl.DataFrame] = field(default_factory=dict)
 
     def summary(self) -> dict[str, Any]:
         """What `gates.json` holds."""
         return self._summary
 
+    def adding(
+        self, key: str, summary: Mapping[str, Any], tables: Mapping[str, pl.DataFrame]
+    ) -> Gates:
+        """The same with one of `FURTHER` in the summary, its tables written as KEY_NAME.parquet."""
+        if key not in FURTHER:
+            raise InputError(f"no part of the gates named {key!r}: choose {', '.join(FURTHER)}")
+        named = {f"{key}_{name}": table for name, table in tables.items()}
+        return replace(
+            self,
+            _summary=self._summary | {key: dict(summary)},
+            further={**self.further, **named},
+        )
+
     def save(self, directory: str | PathLike[str], *, overwrite: bool = False) -> Path:
-        """Write gates.parquet, melting.parquet and gates.json, atomically.
+        """Write gates.parquet, melting.parquet, gates.json and what was added, atomically.
 
         Returns the directory. Raises OutputError where it is not empty (unless `overwrite`) or
         cannot be written; then nothing is left behind.
@@ -72,6 +93,8 @@ class Gates:
         with staged_directory(out, overwrite=overwrite) as staged:
             self.table.write_parquet(staged / "gates.parquet", compression="zstd")
             self.melting.table.write_parquet(staged / "melting.parquet", compression="zstd")
+            for name, table in self.further.items():
+                table.write_parquet(staged / f"{name}.parquet", compression="zstd")
             text = json.dumps(self._summary, indent=2, ensure_ascii=False, allow_nan=False)
             (staged / "gates.json").write_text(text + "\n", encoding="utf-8")
         return out
@@ -144,7 +167,7 @@ def _summary(table: pl.DataFrame, melted: Melting, draws: int) -> dict[str, Any]
         "checks": _checks(table, draws),
         "melting": melted.summary(),
         "melting_rounded": melted.rounded,
-    }
+    } | dict.fromkeys(FURTHER)
 
 
 def _rows(

@@ -9,8 +9,9 @@ Source: The Path Not Taken, appendix E.2.4.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import polars as pl
 import torch
@@ -19,7 +20,15 @@ from torch import Tensor
 from offaxis.errors import InputError
 from offaxis.gates.policies import Policy, kl, low_rank, tabular
 
-__all__ = ["Clipped", "clipping_study", "kl_within", "paper_bound", "ppo", "unseen_outcome"]
+__all__ = [
+    "Clipped",
+    "clipping_study",
+    "kl_within",
+    "outside_by_update",
+    "paper_bound",
+    "ppo",
+    "unseen_outcome",
+]
 
 OPTIMIZERS = ("sgd", "adam")
 
@@ -183,3 +192,23 @@ def unseen_outcome(
     gained = 1 - kept
     divergence = kept * math.log1p(-epsilon) + gained * math.log(gained / share)
     return (1 - share) ** batch, divergence, paper_bound(epsilon)
+
+
+def outside_by_update(log: Sequence[Mapping[str, Any]], updates: int) -> list[float]:
+    """Share of tokens outside the clip at the 1st, 2nd, ... update of a batch of samples.
+
+    log: rows of a run of `offaxis train` (`log.json`) with `ratio/outside`, one a step
+    (`logging_steps: 1`); `updates` of them use each batch. The mean over the batches. Every ratio
+    is 1 at the first, whatever the rate. InputError where rows are missing.
+    """
+    rows = {row["step"]: row["ratio/outside"] for row in log if "ratio/outside" in row}
+    if updates < 1 or not rows:
+        raise InputError(f"{len(rows)} rows with ratio/outside, {updates} updates: give a log of "
+                         "GRPO or its kin, and at least 1")  # fmt: skip
+    if sorted(rows) != list(range(1, len(rows) + 1)) or len(rows) % updates:
+        raise InputError(
+            f"{len(rows)} logged steps, {updates} updates a batch: log every step "
+            "(logging_steps: 1) of whole batches"
+        )
+    shares = [rows[step] for step in sorted(rows)]
+    return [math.fsum(each) / len(each) for each in (shares[k::updates] for k in range(updates))]

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from offaxis.gates import byhand
 from offaxis.gates.clipping import kl_within, paper_bound, unseen_outcome
 from offaxis.gates.lemmas import Lemma
+from offaxis.gates.oracle import circle
 from offaxis.gates.policies import Policy, curved, kl, low_rank, tilted
-from offaxis.gates.tilt import circle
 
 __all__ = ["remainder_order", "singular_policy", "surrogate_gap", "tilt_lemmas"]
 
@@ -85,6 +86,7 @@ def _surrogate(draws: int, seed: int) -> Lemma:
         "centring A does not remove. The surrogate's gradient is that of −E_π[R], as it should be; "
         "equation 4's is not. And two functions with L-Lipschitz gradients that agree at a point "
         "differ by up to L‖Δ‖², not (L/2)‖Δ‖².",
+        byhand.biased_coin(),
     )
 
 
@@ -227,6 +229,7 @@ def _quadratic_form() -> Lemma:
         (f"κ = {kappa:.3g}: least eigenvalue of F {fisher:.1g}, of H_q̃ {curvature:.3g}",),
         "It needs F bounded below. Where F is singular, as a language model's is, H_q̃ may be "
         "negative along a null direction of F however small κ is.",
+        byhand.flat_coin(),
     )
 
 
@@ -245,6 +248,7 @@ def _proposition() -> Lemma:
         "holds; it is not uniform: where H_q̃ is not positive (lemma E.7's assumption) the ratio "
         "nears 4 at any κ, and 4 is the most that small κ allows. It binds any fit to any target "
         "near π, so it does not tell RL from SFT; what differs is κ.",
+        byhand.logits_on_a_circle(),
     )
 
 
@@ -258,9 +262,12 @@ def _clipping() -> Lemma:
         1,
         int(divergence > bound),
         (f"a batch of 16 misses an outcome with probability {missed:.3f}: KL {divergence:.3f}",),
-        f"The bound at ε = 0.2 is {bound:.3f}. With r within the clip for every outcome, and not "
-        f"for the batch alone, it holds and is loose: the most is ½[(1+ε)log(1+ε) + "
-        f"(1−ε)log(1−ε)] = {kl_within(0.2):.4f} ({paper_bound(0.2) / kl_within(0.2):.0f} times "
-        f"less), O(ε²) without any assumption on the advantage. Clipping does not enforce either "
+        f"Of the batch average of log r, which is how the lemma writes it, it is plain. Of the "
+        f"policy's KL it is false: the bound at ε = 0.2 is {bound:.3f}. With r within the clip for "
+        f"every outcome, and not for the batch alone, it holds and is loose: the most is "
+        f"½[(1+ε)log(1+ε) + (1−ε)log(1−ε)] = {kl_within(0.2):.4f} "
+        f"({paper_bound(0.2) / kl_within(0.2):.0f} times less), O(ε²) without any assumption on "
+        f"the advantage. Clipping does not enforce either "
         f"(`clipping_study`).",
+        byhand.unseen(),
     )

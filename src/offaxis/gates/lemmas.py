@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from offaxis.gates import byhand
 from offaxis.kernels import bf16_codes
 
 __all__ = ["Lemma", "Verdict", "bf16_lemmas", "largest_probe"]
@@ -35,6 +36,7 @@ class Lemma:
     verdict: `holds`; `loose`, true but not sharp, or only with the reservation that the finding
     tells; `false`. cases: how many were tried. counterexamples: in how many it fails. examples:
     some of these (of a loose one, where the sharp value is attained). finding: what is true.
+    by_hand: where it fails, the smallest case that a reader can check (`gates.byhand`).
     """
 
     name: str
@@ -45,6 +47,7 @@ class Lemma:
     counterexamples: int
     examples: tuple[str, ...]
     finding: str
+    by_hand: str = ""
 
 
 def bf16_lemmas() -> list[Lemma]:
@@ -190,6 +193,7 @@ def _gap_across() -> Lemma:
         _told(low, high, equal),
         f"Equality at all {int(across.sum())} boundaries (of each sign): x = 2^e − 2^(e−8) and "
         f"y = 2^e differ by exactly 2^-8 of y. With ≥ in place of > it holds everywhere.",
+        byhand.across_a_boundary(),
     )
 
 
@@ -225,17 +229,19 @@ def _smallest_step() -> Lemma:
     return Lemma(
         "D.2 smallest realised update",
         "Lemma D.2",
-        "the least relative update that registers is about ½ULP(x)/|x|, in (0.195 %, 0.391 %)",
-        "false",
+        "the least relative update that is realised is ≳ ½ULP(x)/|x|, in (0.195 %, 0.391 %)",
+        "loose",
         values.size,
         int(outside.sum()),
         tuple(
-            f"{x:.9g}: {t:.6%}" for x, t in zip(values[outside], threshold[outside], strict=True)
+            f"{x:.9g}: {t:.7%}" for x, t in zip(values[outside], threshold[outside], strict=True)
         )[:_EXAMPLES],
-        f"The thresholds of both directions span [{low:.6%}, {high:.6%}]. At a power of two the "
-        f"spacing toward zero is half an ULP and the threshold ¼ULP: 2^-9 of the value itself is "
-        f"reached at {ends[0]} values, and 2^-8 at {ends[1]} (the least normal one, whose spacings "
-        f"are equal). What is then stored moves by a whole spacing, at least 2^-8 of the larger.",
+        f"Right up to a factor of 2, which ≳ may mean; read as ≥ it is false. At a power of two "
+        f"the spacing toward zero is half an ULP and the threshold ¼ULP, so that 2^-9 of the value "
+        f"is reached at {ends[0]} values, and 2^-8 at {ends[1]} (the least normal one, whose "
+        f"spacings are equal): the thresholds span [{low:.7%}, {high:.6%}], both ends included. "
+        f"What is then stored moves by a whole spacing, at least 2^-8 of the larger.",
+        byhand.step_below_half(),
     )
 
 
@@ -264,6 +270,7 @@ def _larger_needs_larger() -> Lemma:
         _told(values[:-1], values[1:], flat),
         "½ULP is constant within a binade and doubles at its end: the threshold never falls with "
         f"|x|, and rises at {int((~flat).sum())} of {flat.size:,} steps.",
+        byhand.not_every_larger_weight(),
     )
 
 
@@ -306,14 +313,15 @@ def _probe_special() -> Lemma:
         "D.4 infinities and NaN",
         "Corollary D.4",
         "the probe flags equality only when storage is unchanged",
-        "false",
+        "loose",
         2 * finite.size + 1 + 2 + 254,
         wrong,
         ("inf and 1: |inf − 1| ≤ η·inf holds, unchanged", "inf and inf: NaN ≤ inf, changed"),
-        f"True of finite values alone. ±infinity passes against each of the {finite.size:,} finite "
-        f"codes and the other infinity, so a weight that overflowed counts as unchanged; an "
-        f"infinity or one of the 254 NaN codes against itself counts as changed. offaxis compares "
-        f"codes instead.",
+        f"True of finite values, of which definition 2.1 alone speaks. ±infinity passes against "
+        f"each of the {finite.size:,} finite codes and the other infinity, so a weight that "
+        f"overflowed counts as unchanged; an infinity or one of the 254 NaN codes against itself "
+        f"counts as changed. offaxis compares codes instead.",
+        byhand.overflow(),
     )
 
 
@@ -328,15 +336,17 @@ def _realised() -> Lemma:
     return Lemma(
         "3.6 realisation threshold",
         "Corollary 3.6",
-        "a stored weight changes at a step iff |ΔW| ≥ ½ULP(W)",
-        "false",
+        "a stored weight changes at a step iff |ΔW| ≳ ½ULP(W)",
+        "loose",
         counts[0],
         counts[1],
         tuple(share for share in shares if not share.endswith(" 0.0000%")),
-        "Exactly, with s the spacing in the direction of the step: it changes iff |ΔW| > ½s, or "
-        "|ΔW| = ½s and the last mantissa bit is odd (ties go to even). s is ULP(W), except toward "
-        "zero from a power of two above 2^-126: ½ULP(W). And it speaks of a store that rounds each "
-        "step; beside float32 masters a step of any size may or may not cross a threshold.",
+        "Tried as ≥; ≳ leaves open which. Exactly, with s the spacing in the direction of the "
+        "step: it changes iff |ΔW| > ½s, or |ΔW| = ½s and the last mantissa bit is odd (ties go to "
+        "even). s is ULP(W), except toward zero from a power of two above 2^-126: ½ULP(W). And it "
+        "speaks of a store that rounds each step; beside float32 masters a step of any size may "
+        "or may not cross a threshold.",
+        byhand.tie_and_power_of_two(),
     )
 
 

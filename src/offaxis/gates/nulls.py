@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from offaxis.errors import InputError
-from offaxis.gates.geometry import Check, Ground, as_matrix, ranks_of
+from offaxis.gates.matrix import Check, Ground, as_matrix, ranks_of
 
 __all__ = ["KINDS", "SAME", "Interval", "Judged", "Null", "geometry_with_nulls", "null_update"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from offaxis.checkpoint import open_checkpoint
 from offaxis.checkpoint.digest import checksum
 from offaxis.checkpoint.dtypes import torch_dtype
 from offaxis.checkpoint.locate import locate
-from offaxis.checkpoint.rewriting import Rewriting, rounded
+from offaxis.checkpoint.rewriting import Rewriting, check_target, rounded
 from offaxis.checkpoint.stored import StoredCheckpoint
 from offaxis.errors import CheckpointError, InputError, OutputError
 from offaxis.intervene.blocks import Heads
@@ -22,11 +22,13 @@ from offaxis.intervene.planning import plan_heads
 from offaxis.intervene.record import FILE, Intervention
 from offaxis.intervene.selecting import parse_layers
 from offaxis.intervene.step import Edited, Step
+from offaxis.masks import Progress
 from offaxis.output import check_output, explained, staged_directory
 
 __all__ = ["permute", "rotate"]
 
 _Layers = str | int | Sequence[str | int]
+_Teller = Callable[[Progress], None]
 _WIDE = ("BF16", "F16", "F32", "F64")
 
 
@@ -39,6 +41,7 @@ def rotate(
     seed: int = 0,
     per_head: bool = False,
     overwrite: bool = False,
+    progress: _Teller | None = None,
 ) -> Intervention:
     """Write `model` with the values of the named layers' heads in another basis, into `out`.
 
@@ -47,6 +50,7 @@ def rotate(
     change. One R (`haar` or `hadamard`) serves all heads of a layer, or each KV head has its own
     (`per_head`). Computed in float64 and rounded once to each tensor's dtype; every other tensor
     is the model's byte for byte. The singular values of W_v and W_o stay, their entries change.
+    progress: told after each tensor.
 
     Raises InputError where an edit would not be exact or a layer cannot be edited, CheckpointError
     where the model cannot be read, OutputError where `out` cannot be written.
@@ -60,7 +64,7 @@ def rotate(
     drawn = tuple(draw_rotations(one, kind=kind, seed=seed, per_head=per_head) for one in heads)
     settings = {"kind": kind, "per_head": per_head}
     step = Step("rotate", seed, settings, heads, shapes, rotations=drawn)
-    return _written(found, step, Path(out), overwrite)
+    return _written(found, step, Path(out), overwrite, progress)
 
 
 def permute(
@@ -71,6 +75,7 @@ def permute(
     seed: int = 0,
     within_groups: bool = False,
     overwrite: bool = False,
+    progress: _Teller | None = None,
 ) -> Intervention:
     """Write `model` with the heads of the named layers in another order, into `out`.
 
@@ -85,7 +90,7 @@ def permute(
         _refuse(found, one, one.no_permute, "permuted")
     drawn = tuple(draw_order(one, seed=seed, within_groups=within_groups) for one in heads)
     step = Step("permute", seed, {"within_groups": within_groups}, heads, shapes, orders=drawn)
-    return _written(found, step, Path(out), overwrite)
+    return _written(found, step, Path(out), overwrite, progress)
 
 
 def _planned(
@@ -97,6 +102,7 @@ def _planned(
     found = _opened(model)
     if out.expanduser().resolve() == found.root.resolve():
         raise OutputError(f"{out}: is the model's own directory; choose another")
+    check_target(found, out.expanduser())
     heads = plan_heads(found, wanted)
     names = [slot.name for one in heads for slot in one.slots]
     return found, heads, {name: found.specs[name].shape for name in names}
@@ -124,13 +130,15 @@ def _refuse(model: StoredCheckpoint, heads: Heads, why: str | None, what: str) -
         )
 
 
-def _written(model: StoredCheckpoint, step: Step, out: Path, overwrite: bool) -> Intervention:
+def _written(
+    model: StoredCheckpoint, step: Step, out: Path, overwrite: bool, progress: _Teller | None
+) -> Intervention:
     """Write the edited model and its record; both appear whole or not at all."""
     if step.verb == "rotate":
         _check_values(model, step)
     earlier = _earlier(model)
     with staged_directory(out, overwrite=overwrite) as staged:
-        files = Rewriting(model, staged, changed=step.edits)
+        files = Rewriting(model, staged, changed=step.edits, told=_counted(model, progress))
         with explained(out):
             files.begin()
         tensors: dict[str, Edited] = {}
@@ -146,6 +154,19 @@ def _written(model: StoredCheckpoint, step: Step, out: Path, overwrite: bool) ->
             files.finish()
             made.save(staged)
     return made
+
+
+def _counted(model: StoredCheckpoint, progress: _Teller | None) -> Callable[[str], None]:
+    """From the name of a tensor that was written to how many entries were."""
+    total, done = sum(spec.numel for spec in model.specs.values()), 0
+
+    def told(name: str) -> None:
+        nonlocal done
+        done += model.specs[name].numel
+        if progress is not None:
+            progress(Progress(done, total, name))
+
+    return told
 
 
 def _moved(step: Step) -> tuple[Heads, ...]:

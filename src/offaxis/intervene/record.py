@@ -63,17 +63,18 @@ class Intervention:
             return cls(
                 str(record["source"]), steps, frozenset(map(str, _list(record["untouched"])))
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise CheckpointError(f"{path}: is damaged ({error!r}); {_REMEDY}") from error
 
     @cached_property
     def tensors(self) -> Mapping[str, Edited]:
-        """Every tensor that was edited, from its first state to its last."""
+        """Every tensor that was edited, from its first state to its last; rounding: at most."""
         out: dict[str, Edited] = {}
         for step in self.steps:
             for name, one in (step.tensors or {}).items():
                 first = out.get(name, one)
-                out[name] = Edited(one.shape, one.dtype, first.before, one.after, one.rounding)
+                loss = one.rounding if first is one else first.rounding + one.rounding
+                out[name] = Edited(one.shape, one.dtype, first.before, one.after, loss)
         return out
 
     def pull_back_update(self, name: str, delta: torch.Tensor) -> torch.Tensor:

@@ -33,12 +33,12 @@ def parse_layers(wanted: str | int | Sequence[str | int]) -> tuple[Layer, ...]:
     """
     given = [wanted] if isinstance(wanted, str | int) else list(wanted)
     words = [word.strip() for one in given for word in str(one).split(",")]
-    found: list[Layer] = []
+    found: set[Layer] = set()
     for word in words:
         for layer in _layers_of(word):
             if layer in found:
                 raise InputError(f"layers {_told(given)}: {layer} is named twice; name it once")
-            found.append(layer)
+            found.add(layer)
     if not found:
         raise InputError("no layer is named; give numbers such as 1,2 or 4-7")
     return tuple(sorted(found))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal
 
@@ -99,7 +99,7 @@ def step_from(record: Mapping[str, Any], rotations: Mapping[str, Any]) -> Step:
             order = (tuple(row["query_order"]), tuple(row["key_value_order"]))
             _check_order(one, order)
             orders.append(order)
-    return Step(
+    step = Step(
         verb=_verb(record["edit"]),
         seed=int(record["seed"]),
         settings={
@@ -111,6 +111,8 @@ def step_from(record: Mapping[str, Any], rotations: Mapping[str, Any]) -> Step:
         orders=tuple(orders),
         tensors=tensors,
     )
+    _check_slots(step)
+    return step
 
 
 def _verb(value: object) -> Verb:
@@ -122,8 +124,9 @@ def _verb(value: object) -> Verb:
 
 
 def _edited(row: Mapping[str, Any]) -> Edited:
-    given = {one.name: row[one.name] for one in fields(Edited)}
-    return Edited(**given | {"shape": tuple(map(int, row["shape"]))})
+    shape = tuple(map(int, row["shape"]))
+    words = [str(row[key]) for key in ("dtype", "before", "after")]
+    return Edited(shape, words[0], words[1], words[2], float(row["rounding"]))
 
 
 def _heads_from(row: Mapping[str, Any]) -> Heads:
@@ -160,3 +163,27 @@ def _check_order(heads: Heads, order: Order) -> None:
     for found, count in zip(order, (heads.query, heads.key_value), strict=True):
         if sorted(found) != list(range(count)):
             raise ValueError(f"layer {heads.layer}: {list(found)} is no order of {count} heads")
+
+
+def _check_slots(step: Step) -> None:
+    """Each slot inside its tensor, apart from the others; the edits are those of all tensors."""
+    spans: dict[str, list[tuple[int, int]]] = {}
+    axes: dict[str, int] = {}
+    for heads in step.heads:
+        for slot in heads.slots:
+            count = heads.query if slot.per == "query" else heads.key_value
+            whole = not slot.turns or step.verb == "permute" or slot.size == heads.value_dim
+            same = axes.setdefault(slot.name, slot.axis) == slot.axis >= 0
+            if len(slot.starts) != count or slot.size < 1 or not (whole and same):
+                raise ValueError(f"layer {heads.layer}: {slot.name} does not hold its heads")
+            spans.setdefault(slot.name, []).extend((at, at + slot.size) for at in slot.starts)
+    for name, found in spans.items():
+        edge = 0
+        for start, stop in sorted(found):
+            if start < edge:
+                raise ValueError(f"{name}: two heads share channels")
+            edge = stop
+        if edge > step.shapes[name][axes[name]]:
+            raise ValueError(f"{name}: its heads end at channel {edge}, beyond its shape")
+    if set(step.edits) != set(step.shapes):
+        raise ValueError("the tensors and the heads are not of one edit")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from offaxis.errors import InputError
+from offaxis.lab.queue.edited import EditSpec
 from offaxis.lab.training import METHODS, TrainingSettings
 from offaxis.masks.expression import parse
 from offaxis.train.adapters.methods import AdapterSpec
@@ -63,6 +64,9 @@ class RunConfig:
     """One of `offaxis.lab.training.OPTIMIZERS`."""
     dtype: str = "float32"
     """In which the weights are stored in training: float32, or bfloat16 without masters."""
+    edit: str = ""
+    """Train from, and measure against, the base in other coordinates: `rotate?layers=1,2&seed=0`
+    or `permute?layers=1,2` (`offaxis.lab.queue.edited.EditSpec`). Nothing: the base as it is."""
 
     def settings(self) -> TrainingSettings:
         """The training side of the run, checked."""
@@ -102,6 +106,7 @@ class RunConfig:
         """
         later = (
             "mask", "twin_seed", "own_exam", "adapter", "mask_refresh", "optimizer", "dtype",
+            "edit",
         )  # fmt: skip
         plain = {one.name: one.default for one in fields(self)}  # absent from older identities
         told = {
@@ -223,5 +228,18 @@ def _check(config: RunConfig, where: str) -> None:
                 raise InputError("mask and adapter: a run has one of them")
             if config.dtype != "float32":
                 raise InputError(f"dtype {config.dtype} and adapter: adapters are float32 here")
+        _check_edit(config)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
+
+
+def _check_edit(config: RunConfig) -> None:
+    if not config.edit:
+        return
+    EditSpec.parse(config.edit)
+    given = {"mask": config.mask, "adapter": config.adapter, "twin_seed": config.twin_seed >= 0}
+    if besides := [name for name, one in given.items() if one]:
+        raise InputError(
+            f"edit and {', '.join(besides)}: a run from an edited base trains all of it, alone; "
+            "leave one of them out"
+        )

@@ -22,6 +22,7 @@ from offaxis.evaluate import pass_at_k
 from offaxis.kernels import scan
 from offaxis.lab.part import Part
 from offaxis.lab.provenance import library_versions
+from offaxis.lab.queue.edited import edited_base
 from offaxis.lab.queue.grid import BASE_METHOD, RunConfig
 from offaxis.lab.queue.rows import COMPARED, PROFILES, RUN, write_row
 from offaxis.lab.queue.store import Store
@@ -42,8 +43,8 @@ def execute(store: Store, config: RunConfig) -> None:
     """Do one run and write `rows/ID.parquet`, the last thing that appears.
 
     Beside it `measurements/ID.parquet` (what `compare` writes), `masks/ID.npz` (which bf16 entries
-    changed) and, if `config.keep`, `checkpoints/ID`. A run that was killed leaves only `work/ID`,
-    which the next attempt clears away.
+    changed) and, if `config.keep`, `checkpoints/ID`, which also holds the base that the run's edit
+    made. A run that was killed leaves only `work/ID`, which the next attempt clears away.
     """
     name = config.identity(store.base_digest)
     work = store.directory / "work" / name
@@ -63,6 +64,7 @@ def execute(store: Store, config: RunConfig) -> None:
         "mask_density": density,
         "mask_refresh": config.mask_refresh or None,
         "adapter": config.adapter or None,
+        "edit": config.edit or None,
         "trainable": run.trainable if run else None,
         "sampled": run.sampled if run else None,
         "train_seconds": run.seconds if run else 0.0,
@@ -90,16 +92,17 @@ def _measured(
     store: Store, config: RunConfig, name: str, work: Path
 ) -> tuple[Run | None, list[dict[str, Any]], float | None]:
     """The trained run (None for the base itself), what its checkpoints show, its mask's density."""
-    base = load_live(store.base)
+    ground = edited_base(store.base, config, work)
+    base = load_live(ground)
     exam = Exam(config.problems, config.samples, config.difficulty, task=config.task)
     before = sit(base, exam)
     if config.method == BASE_METHOD:
         return None, [_scores(0, base, before, exam, last=not config.own_exam)], None
     twin = None
     if config.twin is not None:
-        twin = _trained(store, config.twin, work / "twin", None).checkpoints[-1][1]
-    mask = run_mask(config, store.base, twin)
-    run = _trained(store, config, work, mask)
+        twin = _trained(store, config.twin, work / "twin", ground, None).checkpoints[-1][1]
+    mask = run_mask(config, ground, twin)
+    run = _trained(store, config, work, ground, mask)
     found = []
     for step, directory in run.checkpoints:
         live = load_live(directory)
@@ -111,9 +114,9 @@ def _measured(
         )
     rewards = _rewards(run)
     if twin is not None:
-        found[-1] |= agreement(store.base, twin, run.checkpoints[-1][1])
+        found[-1] |= agreement(ground, twin, run.checkpoints[-1][1])
         shutil.rmtree(work / "twin")
-    compared = _compare(store, run, name)
+    compared = _compare(store, ground, run, name)
     return (
         run,
         [
@@ -124,16 +127,17 @@ def _measured(
     )
 
 
-def _trained(store: Store, config: RunConfig, work: Path, mask: Mask | None) -> Run:
+def _trained(store: Store, config: RunConfig, work: Path, ground: Path, mask: Mask | None) -> Run:
     if mask is None and config.mask:
-        mask = run_mask(config, store.base, None)
+        mask = run_mask(config, ground, None)
+    own = bool(config.edit) and not config.needs_teacher  # samples of another base are not its own
     return train_run(
         config.method,
-        base=store.base,
+        base=ground,
         out=work,
         settings=config.settings(),
         teacher=store.teacher if config.needs_teacher else None,
-        cache=store.directory / "samples",
+        cache=None if own else store.directory / "samples",
         part=Part(mask, config.mask_refresh, config.adapter_spec),
     )
 
@@ -213,10 +217,10 @@ def _reward(row: Mapping[str, Any]) -> float | None:
     return value
 
 
-def _compare(store: Store, run: Run, name: str) -> list[dict[str, Any]]:
+def _compare(store: Store, ground: Path, run: Run, name: str) -> list[dict[str, Any]]:
     """The summary's numbers for every checkpoint; the tables and masks go to their files."""
     paths = [directory for _, directory in run.checkpoints]
-    comparison = compare(store.base, paths)
+    comparison = compare(ground, paths)
     steps = {str(path): str(step) for step, path in run.checkpoints}
     table = comparison.measurements
     steps |= {  # rows across checkpoints name two, as A ∥ B
@@ -229,7 +233,7 @@ def _compare(store: Store, run: Run, name: str) -> list[dict[str, Any]]:
     masks = {
         f"{step}/{tensor}": bits
         for step, path in run.checkpoints
-        for tensor, bits in update_masks(store.base, path).items()
+        for tensor, bits in update_masks(ground, path).items()
     }
     (store.directory / "masks").mkdir(exist_ok=True)
     np.savez_compressed(store.directory / "masks" / f"{name}.npz", allow_pickle=False, **masks)

@@ -86,6 +86,7 @@ RUN: dict[str, Any] = {
     "adapter": pl.String(),
     "optimizer": pl.String(),
     "dtype": pl.String(),
+    "edit": pl.String(),
     "trainable": pl.Int64(),
     "base": pl.String(),
     "teacher": pl.String(),
@@ -102,7 +103,9 @@ RUN: dict[str, Any] = {
 trained, `mask_density`: the share of the matrices' entries that it selects; null where all was
 trained; `mask_refresh`: steps after which it was made again. `adapter`: what was trained in the
 base's place; `optimizer`, `dtype`: null in rows from before there was a choice (AdamW, float32);
-`trainable`: parameters with gradients. `base`, `teacher`: digests of weights.
+`edit`: what was done to the base first, null where nothing; all is measured against the edited
+base. `trainable`: parameters with gradients. `base`, `teacher`: digests of weights, the base's
+before its edit.
 `sampled`: completions that models were sampled for, for the data and in training.
 `train_seconds`: with loading and sampling, on the clock; `train_cpu_seconds`: of the steps alone.
 `peak_mib`: the largest resident size of the run's process. `versions`: JSON."""

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from offaxis.checkpoint.lora import unsupported
+from offaxis.checkpoint.rewriting import rounded
 from offaxis.errors import InputError
 from offaxis.train.reference.adapters import REF
 
@@ -212,17 +213,3 @@ def _twin(layer: Any, base: Parts | None = None) -> Any:
 def _unless_equal(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
     """`after`, with the zeros of `before`: −0 + 0 is +0."""
     return torch.where(before == after, before, after)
-
-
-def rounded(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """`tensor` in `dtype`, rounded once, to nearest even.
-
-    torch goes from float64 to the narrow types through float32, and so rounds twice.
-    """
-    if tensor.dtype != torch.float64 or dtype in (torch.float64, torch.float32):
-        return tensor.to(dtype)
-    single = tensor.float()
-    back = single.double()
-    bits = single.view(torch.int32) - (back.abs() > tensor.abs()).int()  # towards zero
-    odd = torch.where(back != tensor, bits | 1, bits)  # an inexact value to odd: no false tie
-    return odd.view(torch.float32).to(dtype)

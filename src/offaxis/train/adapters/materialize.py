@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
 from offaxis.checkpoint import Checkpoint, open_checkpoint
-from offaxis.checkpoint.dtypes import FLOATS, WIDTHS, code_of, torch_dtype
-from offaxis.checkpoint.header import Header
-from offaxis.checkpoint.locate import read_json
+from offaxis.checkpoint.rewriting import Rewriting, check_target
 from offaxis.checkpoint.stored import StoredCheckpoint
 from offaxis.checkpoint.tied import find_head
-from offaxis.delta.folder import is_state
 from offaxis.errors import CheckpointError, InputError
 from offaxis.names import pieces, place, rename, unwrap
 from offaxis.output import check_output, explained, staged_directory
-from offaxis.train.adapters.effective import check_config, effective_tensors, rounded, sites
+from offaxis.train.adapters.effective import check_config, effective_tensors, sites
 from offaxis.train.adapters.loading import hollow, open_adapter
 from offaxis.train.adapters.loading import place as put_on
 
 __all__ = ["materialize"]
 
-_BESIDE = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py")
 _DTYPES = ("float16", "bfloat16", "float32", "float64")
 _OTHER_BASE = "give the base that the adapter was trained on (base=)"
 
@@ -63,20 +57,20 @@ def materialize(
     target = Path(out)
     check_output(target, overwrite=overwrite)
     model, adapter, found = _opened(source, base)
+    check_target(found, target.expanduser())
     plan = _plan(model, adapter, found)
-    code = None if dtype is None else code_of(getattr(torch, dtype))
     with staged_directory(target, overwrite=overwrite) as staged:
-        files = _Files(found, staged, code, plan.new)
+        files = Rewriting(found, staged, changed=plan.changed, new=plan.new, dtype=dtype)
         with explained(target):
-            files.begin(without=plan.changed)
+            files.begin()
         for name, value in effective_tensors(model, plan.read, adapter=adapter):
-            with explained(target):
-                files.put(plan.names.get(name), value)
+            if name in plan.names:  # else it is tied to one that is written
+                with explained(target):
+                    files.put(plan.names[name], value)
         with explained(target):
             if plan.copied_head is not None:
-                files.put(plan.copied_head, plan.read(plan.copied_head).double())
-            _copy_beside(found, staged, dtype, untied=plan.untied)
-            _write_indexes(found, files, staged)
+                files.put(plan.copied_head, plan.read(plan.copied_head))
+            files.finish(untied=plan.untied)
     return target
 
 
@@ -143,8 +137,8 @@ class _Plan:
 
     @property
     def changed(self) -> frozenset[str]:
-        """What `begin` leaves to `put`."""
-        return frozenset((*self.names.values(), *self.new))
+        """Stored tensors that get other values."""
+        return frozenset(self.names.values())
 
     def read(self, name: str) -> torch.Tensor:
         return self.base[self.homes[name]]
@@ -208,139 +202,3 @@ def _check_homes(
                 f"the adapter changes {name} {tuple(shape)}, but {homes[name]} in {base.source} is "
                 f"{found}; {_OTHER_BASE}"
             )
-
-
-@dataclass
-class _Files:
-    """The base's safetensors files, written again with some tensors changed."""
-
-    base: StoredCheckpoint
-    out: Path
-    code: str | None
-    new: Mapping[str, tuple[tuple[int, ...], str]]
-    places: dict[str, tuple[Path, str, int, int]] = field(default_factory=dict)
-    """Of each tensor: file, dtype code, start and stop."""
-
-    def begin(self, *, without: frozenset[str]) -> None:
-        """Headers, and every tensor but those in `without`."""
-        last = self.base.headers[-1]
-        for header in self.base.headers:
-            self._header(header, self.new if header is last else {})
-        for name in self.base:
-            if name not in without:
-                self._copy(name)
-
-    def _header(self, header: Header, new: Mapping[str, tuple[tuple[int, ...], str]]) -> None:
-        rows = [(one.name, one.shape, self._code(one.dtype)) for one in header.entries]
-        rows += [(name, shape, self._code(code)) for name, (shape, code) in new.items()]
-        if new or self.code is not None:
-            rows.sort(key=lambda row: -WIDTHS[row[2]])  # keeps every tensor aligned
-        document: dict[str, Any] = {}
-        if header.metadata:
-            document["__metadata__"] = dict(header.metadata)
-        at = 0
-        for name, shape, code in rows:
-            size = WIDTHS[code] * _numel(shape) // 8
-            offsets = [at, at + size]
-            document[name] = {"dtype": code, "shape": list(shape), "data_offsets": offsets}
-            at += size
-        text = json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
-        text += b" " * (-len(text) % 8)
-        path = self.out / header.path.relative_to(self.base.root)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            file.truncate(8 + len(text) + at)
-        for name, _, code in rows:
-            start, stop = (8 + len(text) + one for one in document[name]["data_offsets"])
-            self.places[name] = (path, code, start, stop)
-
-    def _code(self, stored: str) -> str:
-        return stored if self.code is None or stored not in FLOATS else self.code
-
-    def _copy(self, name: str) -> None:
-        if self.places[name][1] != self.base.specs[name].dtype:
-            self.put(name, self.base[name].double())
-            return
-        source, start, stop = self.base.extent(name)
-        path, _, to, _ = self.places[name]
-        with source.open("rb") as read, path.open("r+b") as written:
-            read.seek(start)
-            written.seek(to)
-            _copy_bytes(read, written, stop - start)
-
-    def put(self, name: str | None, value: torch.Tensor) -> None:
-        """Write one tensor, float64, in its place; None is a tensor that is tied to another."""
-        if name is None:
-            return
-        path, code, start, _ = self.places[name]
-        dtype = torch_dtype(code)
-        assert dtype is not None  # only floating-point tensors are put
-        raw = rounded(value, dtype).contiguous().flatten().view(torch.uint8)
-        with path.open("r+b") as file:
-            file.seek(start)
-            file.write(raw.numpy().data)
-
-
-def _numel(shape: tuple[int, ...]) -> int:
-    out = 1
-    for extent in shape:
-        out *= extent
-    return out
-
-
-def _copy_bytes(read: BinaryIO, written: BinaryIO, count: int) -> None:
-    while count:
-        block = read.read(min(count, 1 << 24))
-        if not block:
-            raise CheckpointError(f"{read.name}: has shrunk while it was read; open it again")
-        written.write(block)
-        count -= len(block)
-
-
-def _copy_beside(base: StoredCheckpoint, out: Path, dtype: str | None, *, untied: bool) -> None:
-    """Configuration and tokenizer files; `config.json` says what has changed."""
-    for pattern in _BESIDE:
-        for path in sorted(base.root.glob(pattern)):
-            name = path.name
-            if path.is_file() and not name.endswith(".index.json") and not is_state(name):
-                shutil.copyfile(path, out / name)
-    path = out / "config.json"
-    if path.is_file() and (dtype is not None or untied):
-        config = read_json(path)
-        for holder in _holders(config):
-            if untied and (holder is config or "tie_word_embeddings" in holder):
-                holder["tie_word_embeddings"] = False
-            for key in ("dtype", "torch_dtype"):
-                if dtype is not None and (key in holder or (holder is config and key == "dtype")):
-                    holder[key] = dtype
-        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-
-
-def _holders(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The configuration and those of its parts (text, vision)."""
-    yield config
-    yield from (one for key, one in config.items() if key.endswith("_config") and _is_dict(one))
-
-
-def _is_dict(value: object) -> bool:
-    return isinstance(value, dict)
-
-
-def _write_indexes(base: StoredCheckpoint, files: _Files, out: Path) -> None:
-    """The base's index, with the new tensors and sizes; one that names other files is left out."""
-    names = {header.path.relative_to(base.root).as_posix() for header in base.headers}
-    for path in sorted(base.root.glob("*.safetensors.index.json")):
-        index = read_json(path)
-        weight_map = index.get("weight_map")
-        if not isinstance(weight_map, dict) or set(weight_map.values()) != names:
-            continue
-        index["weight_map"] = {
-            **weight_map,
-            **{name: files.places[name][0].relative_to(out).as_posix() for name in files.new},
-        }
-        told = index.get("metadata")
-        if isinstance(told, dict) and "total_size" in told:
-            sizes = (stop - start for _, _, start, stop in files.places.values())
-            told["total_size"] = sum(sizes)
-        (out / path.name).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
-from offaxis.gates.anchor.move import Unit
+from offaxis.gates.fisher.move import Unit
 
 __all__ = ["Scope", "scopes_of"]
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import polars as pl
 
-from offaxis.gates.anchor.bound import Bound
-from offaxis.gates.anchor.curvature import Confined, Contrast, Quotient
-from offaxis.gates.anchor.intervals import Estimate
-from offaxis.gates.anchor.scopes import Scope
-from offaxis.gates.anchor.shrinking import Shrinking
+from offaxis.gates.fisher.bound import Bound
+from offaxis.gates.fisher.curvature import Confined, Contrast, Quotient
+from offaxis.gates.fisher.intervals import Estimate
+from offaxis.gates.fisher.scopes import Scope
+from offaxis.gates.fisher.shrinking import Shrinking
 from offaxis.output import staged_directory
 
 __all__ = ["Anchor", "Leash", "anchor_summary"]

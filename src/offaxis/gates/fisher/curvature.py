@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from offaxis.gates.anchor.intervals import Estimate, Resampler
-from offaxis.gates.anchor.nulls import NULLS
-from offaxis.gates.anchor.probes import Probed
-from offaxis.gates.anchor.scopes import Scope
-from offaxis.gates.anchor.spaces import CONTRASTS, SPACES, Spaces
+from offaxis.gates.fisher.intervals import Estimate, Resampler
+from offaxis.gates.fisher.nulls import NULLS
+from offaxis.gates.fisher.probes import Probed
+from offaxis.gates.fisher.scopes import Scope
+from offaxis.gates.fisher.spaces import CONTRASTS, SPACES, Spaces
 
 __all__ = ["Confined", "Contrast", "Quotient", "confined", "quotients"]
 

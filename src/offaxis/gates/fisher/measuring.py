@@ -15,19 +15,19 @@ from offaxis.evaluate.models import versions
 from offaxis.evaluate.problems import Problem, ProblemSet
 from offaxis.evaluate.prompts import Style
 from offaxis.evaluate.samplers import Sampling
-from offaxis.gates.anchor.bound import bounds
-from offaxis.gates.anchor.curvature import confined, quotients
-from offaxis.gates.anchor.exact import Derivative
-from offaxis.gates.anchor.forms import Forms, quadratic_forms
-from offaxis.gates.anchor.intervals import Resampler
-from offaxis.gates.anchor.move import Move, load_move
-from offaxis.gates.anchor.nulls import NULLS, drawn, real
-from offaxis.gates.anchor.prefixes import Prefixes, problem_set, sampled
-from offaxis.gates.anchor.probes import Probed, probe
-from offaxis.gates.anchor.result import Anchor, Leash
-from offaxis.gates.anchor.scopes import scopes_of
-from offaxis.gates.anchor.shrinking import kl, shrink
-from offaxis.gates.anchor.spaces import spaces_of
+from offaxis.gates.fisher.bound import bounds
+from offaxis.gates.fisher.curvature import confined, quotients
+from offaxis.gates.fisher.exact import Derivative
+from offaxis.gates.fisher.forms import Forms, quadratic_forms
+from offaxis.gates.fisher.intervals import Resampler
+from offaxis.gates.fisher.move import Move, load_move
+from offaxis.gates.fisher.nulls import NULLS, drawn, real
+from offaxis.gates.fisher.prefixes import Prefixes, problem_set, sampled
+from offaxis.gates.fisher.probes import Probed, probe
+from offaxis.gates.fisher.result import Anchor, Leash
+from offaxis.gates.fisher.scopes import scopes_of
+from offaxis.gates.fisher.shrinking import kl, shrink
+from offaxis.gates.fisher.spaces import spaces_of
 
 __all__ = ["Settings", "anchor", "measure"]
 

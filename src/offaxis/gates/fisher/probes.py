@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from offaxis.checkpoint.digest import checksum
-from offaxis.gates.anchor.exact import exactly
-from offaxis.gates.anchor.move import Move
-from offaxis.gates.anchor.nulls import NULLS, Shuffle, binned, magnitude_bins
-from offaxis.gates.anchor.prefixes import Prefixes
-from offaxis.gates.anchor.spaces import SPACES, Spaces
+from offaxis.gates.fisher.exact import exactly
+from offaxis.gates.fisher.move import Move
+from offaxis.gates.fisher.nulls import NULLS, Shuffle, binned, magnitude_bins
+from offaxis.gates.fisher.prefixes import Prefixes
+from offaxis.gates.fisher.spaces import SPACES, Spaces
 
 __all__ = ["Probed", "cotangent", "probe"]
 

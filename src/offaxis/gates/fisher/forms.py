@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from offaxis.gates.anchor.exact import Derivative, exactly
-from offaxis.gates.anchor.move import Move
-from offaxis.gates.anchor.prefixes import Batch, Prefixes
+from offaxis.gates.fisher.exact import Derivative, exactly
+from offaxis.gates.fisher.move import Move
+from offaxis.gates.fisher.prefixes import Batch, Prefixes
 
 __all__ = ["Direction", "Forms", "quadratic_forms"]
 

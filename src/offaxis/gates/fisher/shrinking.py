@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offaxis.evaluate.divergence import sequence_kl
-from offaxis.gates.anchor.exact import exactly
-from offaxis.gates.anchor.move import Move
-from offaxis.gates.anchor.prefixes import Prefixes
+from offaxis.gates.fisher.exact import exactly
+from offaxis.gates.fisher.move import Move
+from offaxis.gates.fisher.prefixes import Prefixes
 from offaxis.live import LiveModel
 
 __all__ = ["Shrinking", "kl", "shrink"]

@@ -16,7 +16,7 @@ from offaxis.evaluate.problems import Problem, ProblemSet, load_problems
 from offaxis.evaluate.prompts import Prompt, Style, render
 from offaxis.evaluate.samplers import Sampling
 from offaxis.evaluate.transformers_sampler import TransformersSampler
-from offaxis.gates.anchor.exact import Tensors
+from offaxis.gates.fisher.exact import Tensors
 from offaxis.live import LiveModel
 
 __all__ = ["Batch", "Prefixes", "problem_set", "sampled"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
 
@@ -44,6 +45,14 @@ class Resampler:
         with np.errstate(divide="ignore", invalid="ignore"):
             many = (self._counts @ top) / (self._counts @ bottom)
         return self._estimate(float(top.mean()) / below, many)
+
+    def geometric(self, pairs: Sequence[tuple[Floats, Floats]]) -> Estimate:
+        """Geometric mean over `pairs` of mean top / mean bottom, prompts resampled together."""
+        tops, bottoms = (np.stack([pair[side] for pair in pairs]) for side in (0, 1))
+        value = np.log(tops.mean(1) / bottoms.mean(1)).mean()
+        with np.errstate(divide="ignore", invalid="ignore"):
+            many = np.log((self._counts @ tops.T) / (self._counts @ bottoms.T)).mean(1)
+        return self._estimate(float(np.exp(value)), np.exp(many))
 
     def _estimate(self, value: float, many: Floats) -> Estimate:
         if not isfinite(value):

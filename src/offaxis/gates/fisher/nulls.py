@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from offaxis.checkpoint.digest import checksum
-from offaxis.gates.anchor.forms import Direction
-from offaxis.gates.anchor.move import Move
+from offaxis.gates.fisher.forms import Direction
+from offaxis.gates.fisher.move import Move
 from offaxis.kernels import MAGNITUDE_BINS, bf16_codes
 
 __all__ = ["NULLS", "Shuffle", "binned", "drawn", "magnitude_bins", "real"]

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offaxis.checkpoint import MemoryCheckpoint
-from offaxis.gates.anchor.move import Move, Unit
-from offaxis.gates.anchor.nulls import magnitude_bins
+from offaxis.gates.fisher.move import Move, Unit
+from offaxis.gates.fisher.nulls import magnitude_bins
 from offaxis.kernels import MAGNITUDE_BINS
 from offaxis.linalg import principal_rank, spectrum_and_basis
 from offaxis.masks import build

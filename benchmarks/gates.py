@@ -38,8 +38,8 @@ def trained(method: str, recipe: str, out: Path, **settings: Any) -> tuple[Path,
     outcome = train(
         method,
         RECIPES / f"{recipe}.yaml",
-        flags=[*flags, f"--output_dir={out}", "--kl_every=0", "--logging_steps=1",
-               "--save_strategy=no", "--disable_tqdm=true"],
+        flags=[*flags, f"--model_name_or_path={BASE}", f"--output_dir={out}", "--kl_every=0",
+               "--logging_steps=1", "--save_strategy=no", "--disable_tqdm=true"],
         sources={"lab": named_data},
         tell=lambda _: None,
     )  # fmt: skip

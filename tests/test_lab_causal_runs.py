@@ -96,7 +96,7 @@ def test_the_study_has_every_run_beside_its_edits_with_the_same_seeds() -> None:
 
 
 def config(edit: str, **settings: Any) -> RunConfig:
-    told = {"method": "sft", "learning_rate": 0.1, "optimizer": "sgd"} | settings
+    told: dict[str, Any] = {"method": "sft", "learning_rate": 0.1, "optimizer": "sgd"} | settings
     return RunConfig(
         **told, task=TASK, difficulty=DIFFICULTY, steps=2, save_at=(1,), seed=3,
         prompts_per_step=4, completions_per_prompt=8, problems=6, samples=2, keep=True,

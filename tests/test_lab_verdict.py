@@ -1,4 +1,4 @@
-"""The verdict's study: scores, intervals and decisions on made-up runs with a planted difference."""
+"""The verdict's study: scores, intervals and decisions on made-up runs with a planted effect."""
 
 from __future__ import annotations
 
@@ -165,14 +165,14 @@ def test_no_pairs_no_number(points: pl.DataFrame) -> None:
 
 def test_the_gain_of_a_score_over_itself_is_nothing(points: pl.DataFrame) -> None:
     score = points["effective_rank"].to_numpy()
-    assert Contest(points, draws=DRAWS).gain(score, score) == Interval(0, 0, 0, 24 * 24 // 4 * 9 // 4
-                                                                       if False else
-                                                                       Contest(points).pairs)  # fmt: skip
+    contest = Contest(points, draws=DRAWS)
+    assert contest.gain(score, score) == Interval(0, 0, 0, contest.pairs)
 
 
 @pytest.mark.parametrize(
-    ("good", "of", "low", "high"), [(0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (5, 10, 0.2366, 0.7634)]
-)  # fmt: skip
+    ("good", "of", "low", "high"),
+    [(0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (5, 10, 0.2366, 0.7634)],
+)
 def test_wilsons_interval(good: int, of: int, low: float, high: float) -> None:
     found = proportion(good, of)
     assert (found.low, found.high) == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))
@@ -201,17 +201,7 @@ def test_a_rule_as_numbers_is_the_fitted_model_and_the_one_that_compare_reads(
 
 
 def test_left_out_scores_do_not_know_their_own_fold(points: pl.DataFrame) -> None:
-    own = points.filter(pl.col("optimizer") == "sgd")
-    rest = points.filter(pl.col("optimizer") != "sgd")
-    lied = pl.concat([rest, own.with_columns(~pl.col("rl"))]).with_columns(
-        fold=pl.col("optimizer") == "sgd"
-    )
-    # features of SGD's runs say the opposite of their (false) labels: left out, they are all wrong
-    lied = lied.with_columns(
-        rl=pl.Series([LABELS[one] for one in lied["method"]])
-    )  # what `fitted` reads
-    score = left_out(lied, SETS["rank"])
-    assert roc_auc_score(own["rl"], score[lied["fold"].to_numpy()]) > 0.9
+    """SGD's runs turned round: a rule that had seen them would not get all of them wrong."""
     swapped = points.with_columns(
         effective_rank=pl.when(pl.col("optimizer") == "sgd")
         .then(240 / pl.col("effective_rank"))
@@ -252,9 +242,7 @@ def test_the_band_leaves_out_what_is_called_wrongly_too_often() -> None:
 # ----------------------------------------------------------------------------------- survival
 
 
-def seen(
-    *, matched: float = 0.6, cell: float = 0.6, wrong: float = 0.2, fewer: int = 12
-) -> Found:
+def seen(*, matched: float = 0.6, cell: float = 0.6, wrong: float = 0.2, fewer: int = 12) -> Found:
     one = CellFound(("sgd", "float32", 8, 40), fewer, Interval(0.8, cell, 0.9, 9),
                     Interval(0.8, matched, 0.9, 9), Interval(0.1, 0.05, wrong, 20))  # fmt: skip
     return Found(Interval(0.9, 0.8, 1.0, 99), Interval(0.8, matched, 0.9, 9),
@@ -323,7 +311,7 @@ def test_what_turns_round_under_one_optimizer_survives_only_in_the_others() -> N
     study = VerdictStudy(rows[0], rows[1], DRAWS)
     one = study.survival["rank"]
     assert not one.tells
-    assert {cell[:2] for cell in one.cells} == {("adamw_torch", "float32"), ("adamw_torch", "bfloat16")}  # fmt: skip
+    assert {cell[:2] for cell in one.cells} == {(cell[0], cell[1]) for cell in CELLS[:2]}
 
 
 def test_the_tables_and_the_document(telling: VerdictStudy, tmp_path: Path) -> None:
@@ -349,6 +337,12 @@ def test_rows_that_cannot_be_used_are_refused() -> None:
 def test_the_command_writes_the_study_the_page_and_the_rule(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    read = VerdictStudy.read
+
+    def quick(source: Path, *, training: Path) -> VerdictStudy:
+        return read(source, training=training, draws=DRAWS)
+
+    monkeypatch.setattr(VerdictStudy, "read", staticmethod(quick))
     monkeypatch.setattr("offaxis.lab.verdict.shipped._model", lambda base: {"parameters": 1e6})
     for name, test in (("first", False), ("test", True)):
         (tmp_path / name).mkdir()
@@ -367,7 +361,7 @@ def test_the_command_writes_the_study_the_page_and_the_rule(
     assert rule["tested"] == {"runs": test_rows.height, "rows": rows_digest(test_rows)}
     assert rule["ranges"]["effective_rank"][1] >= test_rows["effective_rank"].max()
     assert (tmp_path / "out" / "verdict.svg").stat().st_size > 1000
-    again = VerdictStudy.read(tmp_path / "out", training=tmp_path / "first", draws=DRAWS)
+    again = read(tmp_path / "out", training=tmp_path / "first", draws=DRAWS)
     assert again.rows.height == 90
 
 

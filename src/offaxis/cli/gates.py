@@ -38,9 +38,10 @@ def gates(
     probes: Annotated[int, typer.Option(help="Gate I: probes a prompt.")] = 8,
     device: Annotated[str | None, typer.Option(help="Gate I: such as cpu or cuda:0.")] = None,
     rows: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(
-            metavar="DIR", help="Also Gate III of a lab queue's or saved study's runs from BASE."
+            metavar="DIR",
+            help="Also Gate III of a lab queue's or saved study's runs from BASE; may be repeated.",
         ),
     ] = None,
     draws: Annotated[int, typer.Option(help="Gate II: draws of each null, each matrix.")] = 8,
@@ -118,14 +119,15 @@ def _prompts(file: Path) -> list[str]:
     return found
 
 
-def _weights(base: str, tuned: str, *, rows: Path | None, **settings: Any) -> "Gates":
+def _weights(base: str, tuned: str, *, rows: list[Path] | None, **settings: Any) -> "Gates":
     """Gates II and III, progress on standard error."""
+    import polars as pl
     from rich.console import Console
 
     from offaxis.cli.progress import Bar
     from offaxis.gates import check_checkpoints, rates
 
-    runs = None if rows is None else _runs(rows, base)
+    runs = pl.concat([_runs(one, base) for one in rows], how="diagonal_relaxed") if rows else None
     with Bar(Console(stderr=True)) as advance:
         found = check_checkpoints(base, tuned, progress=advance, **settings)
         if runs is not None:
@@ -199,7 +201,7 @@ def _study(names: list[str], given: tuple[Any, ...], as_json: bool) -> None:
     if as_json:
         shown.print_json(result)
         return
-    {"lemmas": shown.lemmas, "policies": shown.policies, "stores": shown.stores}[names[0]](result)
+    getattr(shown, names[0])(result)
 
 
 def _report(summary: dict[str, Any], *, as_json: bool, where: Path) -> None:

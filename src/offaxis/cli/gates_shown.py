@@ -165,10 +165,12 @@ def rates(found: Row) -> None:
     if found["stores"]:
         _table(
             "Two stores, AdamW: share unchanged after the run",
-            ("method", "task", "rate", "masters", "pure", "one step lost", "norm: masters", "pure"),
+            ("method", "task", "steps", "prompts", "rate", "masters", "pure", "one step lost",
+             "norm: masters", "pure"),
             (
-                [row[name] for name in ("method", "task", "learning_rate", "masters", "pure",
-                                        "lost", "masters_norm", "pure_norm")]
+                [row[name] for name in ("method", "task", "steps", "prompts_per_step",
+                                        "learning_rate", "masters", "pure", "lost",
+                                        "masters_norm", "pure_norm")]
                 for row in found["stores"]
             ),
         )  # fmt: skip

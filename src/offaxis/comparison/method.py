@@ -81,10 +81,10 @@ def method_of(
     `method`: label (one of `LABELS`), probability of RL (None where the rule does not apply), wrong
     (share of wrong labels among the test runs that got one, with its 95 % interval), rule.
     """
-    known = shipped() if known is None else known
     extra = tuple(_contradictions(pair, about))
     if pair["verdict"]["label"] in ("identical", "implausible_base"):
         return Told(_undetermined(), extra)
+    known = shipped() if known is None else known
     if not known["rules"]:
         return Told(_undetermined(), (_nothing(known), *extra))
     outside = [*_other_model(pair, about, known), *_other_run(about, known)]

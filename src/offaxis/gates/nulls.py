@@ -69,13 +69,16 @@ def null_update(update: Tensor, kind: str, *, generator: torch.Generator) -> Ten
         raise InputError(f"no null named {kind!r}: choose {', '.join(KINDS)}")
     if kind == "permuted":
         order = torch.randperm(update.numel(), generator=generator)
-        return update.reshape(-1)[order].reshape(update.shape)
+        moved: Tensor = update.reshape(-1)[order].reshape(update.shape)
+        return moved
     if kind == "turned":
         values = torch.linalg.svdvals(update)
         left, right = (_frame(n, values.numel(), generator) for n in update.shape)
-        return (left * values) @ right.T
+        turned: Tensor = (left * values) @ right.T
+        return turned
     drawn = torch.randn(update.shape, dtype=update.dtype, generator=generator)
-    return drawn * (torch.linalg.norm(update) / torch.linalg.norm(drawn))
+    scaled: Tensor = drawn * (torch.linalg.norm(update) / torch.linalg.norm(drawn))
+    return scaled
 
 
 def _frame(rows: int, cols: int, generator: torch.Generator) -> Tensor:

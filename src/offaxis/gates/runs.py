@@ -27,7 +27,7 @@ from offaxis.errors import InputError
 from offaxis.gates.sweep import Meter
 from offaxis.kernels import bf16_codes
 
-__all__ = ["NEEDED", "Rates", "lost_steps", "rates"]
+__all__ = ["NEEDED", "OPTIONAL", "Rates", "lost_steps", "rates"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -37,28 +37,34 @@ NEEDED: dict[str, Any] = {
     "task": pl.String,
     "learning_rate": pl.Float64,
     "seed": pl.Int64,
+    "steps": pl.Int64,
+    "prompts_per_step": pl.Int64,
     "dtype": pl.String,
     "optimizer": pl.String,
     "relative_update_norm": pl.Float64,
     "unchanged_bf16": pl.Float64,
 }
 """Columns of the runs. `dtype` is the store's, `float32` (masters) where null; `optimizer` is
-`adamw_torch` where null; the two may be absent."""
+`adamw_torch` where null. `OPTIONAL` ones may be absent."""
+
+OPTIONAL = frozenset({"steps", "prompts_per_step", "dtype", "optimizer"})
 
 _POINTS = 64
 _GROUP = ("store", "method", "learning_rate")
 _ADAM = "adamw_torch"
+_ALIKE = ("steps", "prompts_per_step")
 
 
 @dataclass(frozen=True)
 class Rates:
     """The runs beside what one of them, rescaled, foretells.
 
-    table: a row a run: run, method, task, learning_rate, seed, store, optimizer, norm (‖ΔW‖/‖W₀‖),
-    unchanged (measured), rescaled (the reference's update at that norm), independent (the closed
-    form of `gates.sweep` at it), by_rate (rescaled, the norm taken from the run of lowest rate of
-    the same method, task, seed and store, times the ratio of rates), lost (share of entries that
-    one step of the learning rate cannot move in bfloat16; AdamW alone, else null).
+    table: a row a run: run, method, task, learning_rate, seed, steps, prompts_per_step (0 where not
+    told), store, optimizer, norm (‖ΔW‖/‖W₀‖), unchanged (measured), rescaled (the reference's
+    update at that norm), independent (the closed form of `gates.sweep` at it), by_rate (rescaled,
+    the norm taken from the run of lowest rate of the same kind, times the ratio of rates), lost
+    (share of entries that one step of the learning rate cannot move in bfloat16; AdamW alone, else
+    null).
     norm: the reference's own.
     """
 
@@ -93,12 +99,12 @@ class Rates:
         )
 
     def stores(self) -> pl.DataFrame:
-        """A row a method, task and rate that both stores ran with AdamW.
+        """A row a method, task, length, batch and rate that both stores ran with AdamW.
 
         masters, pure: unchanged, mean over seeds; norms likewise; lost: what pure cannot move.
         """
         adam = self.table.filter(pl.col("optimizer") == _ADAM)
-        keys = ["method", "task", "learning_rate"]
+        keys = ["method", "task", *_ALIKE, "learning_rate"]
         sides = {"float32": "masters", "bfloat16": "pure"}
         both = [
             adam.filter(pl.col("store") == store)
@@ -172,9 +178,9 @@ def rates(
 def _chosen(runs: pl.DataFrame) -> pl.DataFrame:
     """The runs with every number, their columns as `Rates.table` names them."""
     absent = [name for name in NEEDED if name not in runs.columns]
-    if set(absent) - {"dtype", "optimizer"}:
+    if set(absent) - OPTIONAL:
         raise InputError(f"the runs have no column {', '.join(absent)}: give a lab queue's rows")
-    whole = runs.with_columns(pl.lit(None, pl.String).alias(name) for name in absent)
+    whole = runs.with_columns(pl.lit(None).alias(name) for name in absent)
     found = whole.select(pl.col(name).cast(kind) for name, kind in NEEDED.items()).filter(
         pl.col("unchanged_bf16").is_not_null(), pl.col("relative_update_norm") > 0
     )
@@ -183,12 +189,13 @@ def _chosen(runs: pl.DataFrame) -> pl.DataFrame:
     return found.with_columns(
         pl.col("dtype").fill_null("float32").alias("store"),
         pl.col("optimizer").fill_null(_ADAM),
+        pl.col("steps", "prompts_per_step").fill_null(0),
     ).rename({"relative_update_norm": "norm", "unchanged_bf16": "unchanged"})
 
 
 def _norm_by_rate() -> pl.Expr:
     """The norm of the run of lowest rate of the same kind, times the ratio of rates."""
-    kind = ["method", "task", "seed", "store", "optimizer"]
+    kind = [*_ALIKE, "method", "task", "seed", "store", "optimizer"]
     lowest = pl.col("norm").sort_by("learning_rate").first().over(kind)
     return lowest * pl.col("learning_rate") / pl.col("learning_rate").min().over(kind)
 
@@ -203,7 +210,8 @@ def lost_steps(base: Tensor, sizes: Sequence[float]) -> Floats:
     found = [
         [np.mean(bf16_codes(stored + sign * size) == codes) for sign in (1, -1)] for size in sizes
     ]
-    return np.array(found, np.float64).mean(1)
+    means: Floats = np.array(found, np.float64).mean(1)
+    return means
 
 
 def _table(
@@ -219,7 +227,8 @@ def _table(
 
     adam = pl.col("optimizer") == _ADAM
     return chosen.select(
-        "run", "method", "task", "learning_rate", "seed", "store", "optimizer", "norm", "unchanged",
+        "run", "method", "task", "learning_rate", "seed", *_ALIKE, "store", "optimizer", "norm",
+        "unchanged",
         pl.Series("rescaled", at(asked[:, 0], "unchanged")),
         pl.Series("independent", at(asked[:, 0], "expected")),
         pl.Series("by_rate", at(asked[:, 1], "unchanged")),

@@ -49,7 +49,7 @@ def write_contribution(told: Mapping[str, Any], path: str | PathLike[str]) -> Pa
 
 
 def _on_one_line(mean: re.Match[str]) -> str:
-    return f"[{', '.join(mean[1].split())}]".replace(",,", ",")
+    return f"[{' '.join(mean[1].split())}]"
 
 
 def read_contribution(path: str | PathLike[str]) -> dict[str, Any]:

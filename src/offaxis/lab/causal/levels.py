@@ -152,7 +152,7 @@ def _scopes(pairs: pl.DataFrame) -> dict[str, list[str]]:
     return dict(zip(SCOPES, (edited, alike, rest), strict=True))
 
 
-def _values(pairs: pl.DataFrame) -> dict[str, dict[str, Values]]:
+def _values(pairs: pl.DataFrame) -> dict[str, dict[str, dict[tuple[int, int], float]]]:
     found: dict[str, dict[str, dict[tuple[int, int], float]]] = {}
     means = pairs.group_by("run_a", "run_b", maintain_order=True).agg(
         pl.col("edit", "edit_b", "seed", "seed_b").first(),

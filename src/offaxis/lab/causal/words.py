@@ -129,7 +129,9 @@ def _wide(levels: pl.DataFrame, scope: str) -> Iterator[tuple[Row, dict[tuple[st
     """Each arm, edit and step with (measure, kind) -> its level."""
     own = levels.filter(scope=scope)
     for key, rows in own.group_by(_PLACE, maintain_order=True):
-        found = {(row["measure"], row["kind"]): row for row in rows.iter_rows(named=True)}
+        found: dict[tuple[str, str], Row] = {
+            (row["measure"], row["kind"]): row for row in rows.iter_rows(named=True)
+        }
         yield dict(zip(_PLACE, key, strict=True)), found
 
 

@@ -79,7 +79,6 @@ def write(study: VerdictStudy, path: str | Path) -> None:
 def _rule(study: VerdictStudy, name: str, rule: Rule) -> dict[str, Any]:
     found: Found = study.found[name]
     survival: Survival = study.survival[name]
-    cells = study.cells.filter(set=name)
     return {
         "name": name,
         "terms": told(rule),
@@ -98,8 +97,8 @@ def _rule(study: VerdictStudy, name: str, rule: Rule) -> dict[str, Any]:
             for one in found.cells
             if one.cell in survival.cells or survival.everywhere
         ],
-        "labelled": int(cells["labels"].sum()),
-        "of": int((cells["rl"] + cells["tuned"]).sum()),
+        "labelled": found.wrong.size,
+        "of": study.material.runs["test"].height,
         "wrong": _ends(found.wrong),
     }
 

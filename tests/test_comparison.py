@@ -21,7 +21,7 @@ from offaxis.measures import MEASURES
 
 REDRAWN = ("principal_overlap_rounding_null", "low_magnitude_overlap_rounding_null")
 """Random by definition: compared with draws of the reference, within their spread."""
-WORDS = ("tuned", "verdict")
+WORDS = ("tuned", "verdict", "method", "run_info")
 CONTRACT = (
     "tuned", "parameters", "tensors", "matrices", "unchanged_bf16", "unchanged_stored",
     "relative_update_norm", "nss", "rotation_left_deg", "rotation_right_deg", "principal_overlap",

@@ -36,8 +36,8 @@ KNOWN: Mapping[str, Any] = {
             "intercept": 0.0,
             "least": 0.7,
             "everywhere": True,
-            "cells": [{"optimizer": "adamw", "dtype": "float32", "survives": True, "labels": 40,
-                       "wrong": [0.05, 0.01, 0.16]}],
+            "cells": [{"optimizer": "adamw", "dtype": "float32", "batch": 64, "steps": 40,
+                       "survives": True, "labels": 40, "wrong": [0.05, 0.01, 0.16]}],
             "labelled": 120,
             "wrong": [0.08, 0.04, 0.14],
         }
@@ -100,11 +100,13 @@ def test_a_rule_that_held_in_one_cell_needs_to_be_told_that_it_is_that_cell() ->
     alone = {"everywhere": False}
     found = judged(20.0, rule=alone)
     assert found.method["label"] == "undetermined"
-    assert "--run-info optimizer=adamw,dtype=float32" in found.evidence[0]
-    found = judged(20.0, told(optimizer="adamw", dtype="float32"), rule=alone)
+    assert "--run-info optimizer=adamw,dtype=float32,batch=64,steps=40" in found.evidence[0]
+    cell = {"optimizer": "adamw", "dtype": "float32", "batch": 64, "steps": 40}
+    found = judged(20.0, told(**cell), rule=alone)
     assert (found.method["label"], found.method["wrong"]) == ("rl_like", [0.05, 0.01, 0.16])
-    found = judged(20.0, told(optimizer="sgd", dtype="float32"), rule=alone)
-    assert found.method["label"] == "undetermined"
+    for other in ({"steps": 80}, {"batch": 128}, {"steps": None}, {"optimizer": "sgd"}):
+        found = judged(20.0, told(**cell | other), rule=alone)
+        assert found.method["label"] == "undetermined", other
 
 
 def test_the_rule_on_settings_is_used_where_they_are_known() -> None:

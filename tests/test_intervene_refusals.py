@@ -72,7 +72,7 @@ def both(path: Path, layers: object, tmp_path: Path, match: str) -> None:
 
 def test_a_layer_that_is_not_there(base, tmp_path):
     both(base, 2, tmp_path, r"no layer 2; its language model has layers 0-1")
-    both(base, "0-99999", tmp_path, r"no layer 2; its language model has layers 0-1")
+    both(base, "0-9999", tmp_path, r"no layer 2; its language model has layers 0-1")
     both(base, "vision.0", tmp_path, r"vision tower of model_type 'llama'")
 
 

@@ -302,11 +302,14 @@ def test_the_rule(edit: str, words: dict[str, str], expected: str) -> None:
 
 
 def test_where_runs_from_the_base_share_nothing_there_is_nothing_to_fall_from(
-    study: CausalStudy,
+    study: CausalStudy, store: Store
 ) -> None:
-    chance = pl.col("expected").round().cast(pl.Int64)
-    pairs = study.pairs.with_columns(shared=chance)
+    """Whatever runs from the edited base do, even where they share still less."""
+    plain = [kept(store, "", seed).name for seed in SEEDS]
+    share = pl.when(pl.col("run_b").is_in(plain)).then(0.9).otherwise(0.5)
+    pairs = study.pairs.with_columns(shared=(share * pl.col("expected")).cast(pl.Int64))
     found = replace(study, pairs=pairs).falls.filter(question="mask")
+    assert (found["high"] < 0).all()
     assert set(found["word"]) == {"cannot tell"}
 
 

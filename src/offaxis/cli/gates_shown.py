@@ -93,12 +93,13 @@ def anchor(found: Row) -> None:
     )
     _table(
         "Gate I: ‖Δ‖ ≤ √(2K/μ) (proposition 3.2)",
-        ("on", "‖Δ‖", "bound", "bound / ‖Δ‖", "status"),
+        ("on", "‖Δ‖", "bound", "measured / bound", "status"),
         (
-            (one["subspace"], one["measured"], one["bound"], one["ratio"], one["status"])
+            (one["subspace"], one["measured"], one["bound"],
+             1 / one["ratio"] if one["ratio"] else None, one["status"])
             for one in found["bounds"]
         ),
-    )
+    )  # fmt: skip
 
 
 def against(found: Row) -> None:
@@ -144,24 +145,19 @@ def weights(summary: Row) -> None:
 
 def rates(found: Row) -> None:
     """Gate III of many runs."""
+    kind = ("store", "optimizer", "method")
+    names = (*kind, "learning_rate", "runs", "norm", "unchanged", "unchanged_sd", "rescaled",
+             "independent", "by_rate", "lost")  # fmt: skip
     _table(
         f"Gate III: share unchanged in {found['runs']} runs, and TUNED's update at their norm",
-        ("store", "method", "rate", "runs", "‖ΔW‖/‖W₀‖", "unchanged", "sd", "rescaled",
-         "independent", "by rate", "one step lost"),
-        (
-            [row[name] for name in ("store", "method", "learning_rate", "runs", "norm", "unchanged",
-                                    "unchanged_sd", "rescaled", "independent", "by_rate", "lost")]
-            for row in found["by_rate"]
-        ),
+        (*kind, "rate", "runs", "‖ΔW‖/‖W₀‖", "unchanged", "sd", "rescaled", "independent",
+         "by rate", "one step lost"),
+        ([row[name] for name in names] for row in found["by_rate"]),
     )  # fmt: skip
-    _table(
-        f"Unchanged less rescaled (root mean square {_number(found['root_mean_square'])}, masters)",
-        ("store", "method", "runs", "mean", "sd", "largest"),
-        (
-            [row[name] for name in ("store", "method", "runs", "mean", "sd", "largest")]
-            for row in found["residuals"]
-        ),
-    )
+    spread = _number(found["root_mean_square"])
+    title = f"Unchanged less rescaled (root mean square {spread}, masters with AdamW)"
+    columns = (*kind, "runs", "mean", "sd", "largest")
+    _table(title, columns, ([row[name] for name in columns] for row in found["residuals"]))
     if found["stores"]:
         _table(
             "Two stores, AdamW: share unchanged after the run",

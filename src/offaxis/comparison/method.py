@@ -103,6 +103,7 @@ def method_of(
 
 
 _SETTINGS = ("learning_rate", "steps", "optimizer")
+_CELL = ("optimizer", "dtype", "batch", "steps")
 
 
 def _undetermined(rule: str | None = None, probability: float | None = None) -> dict[str, Any]:
@@ -246,9 +247,9 @@ def _by_rule(
 
 
 def _cell(rule: Mapping[str, Any], info: RunInfo) -> Mapping[str, Any] | None:
-    """The cell that survives alone and that the run is told to belong to."""
+    """The cell that survives alone and that the run is told to belong to, in all its settings."""
     for one in rule["cells"]:
-        if one["survives"] and (one["optimizer"], one["dtype"]) == (info.optimizer, info.dtype):
+        if one["survives"] and all(one[name] == getattr(info, name) for name in _CELL):
             found: Mapping[str, Any] = one
             return found
     return None
@@ -256,7 +257,7 @@ def _cell(rule: Mapping[str, Any], info: RunInfo) -> Mapping[str, Any] | None:
 
 def _only_in(rule: Mapping[str, Any]) -> str:
     kept = [
-        f"optimizer={one['optimizer']},dtype={one['dtype']}"
+        ",".join(f"{name}={one[name]}" for name in _CELL)
         for one in rule["cells"] if one["survives"]
     ]  # fmt: skip
     return (

@@ -85,7 +85,8 @@ def _frame(rows: int, cols: int, generator: torch.Generator) -> Tensor:
     """Orthonormal columns, uniformly at random (a QR whose R has a positive diagonal)."""
     drawn = torch.randn(rows, cols, dtype=torch.float64, generator=generator)
     basis, upper = torch.linalg.qr(drawn)
-    return basis * torch.where(upper.diagonal() < 0, -1.0, 1.0)
+    frame: Tensor = basis * torch.where(upper.diagonal() < 0, -1.0, 1.0)
+    return frame
 
 
 def geometry_with_nulls(

@@ -135,7 +135,8 @@ def project(policy: Policy, target: Tensor, start: Tensor) -> Tensor:
     Newton with the eigenvalues of H_p made positive, the step halved until it descends; the last
     steps are whole. The minimum where the family is linear, else a stationary point downhill.
     """
-    weights, theta = target.exp(), start.clone()
+    theta: Tensor = start.clone()
+    weights = target.exp()
     value = kl(target, policy.log_probs(theta))
     whole = 0
     for _ in range(_STEPS):

@@ -50,7 +50,7 @@ NEEDED: dict[str, Any] = {
 OPTIONAL = frozenset({"steps", "prompts_per_step", "dtype", "optimizer"})
 
 _POINTS = 64
-_GROUP = ("store", "method", "learning_rate")
+_GROUP = ("store", "optimizer", "method", "learning_rate")
 _ADAM = "adamw_torch"
 _ALIKE = ("steps", "prompts_per_step")
 
@@ -72,7 +72,7 @@ class Rates:
     norm: float
 
     def grouped(self) -> pl.DataFrame:
-        """A row a store, method and rate: means over the runs, `unchanged_sd` beside."""
+        """A row a store, optimizer, method and rate: means over the runs, `unchanged_sd` beside."""
         means = ("norm", "unchanged", "rescaled", "independent", "by_rate", "lost")
         return (
             self.table.group_by(_GROUP)
@@ -85,17 +85,17 @@ class Rates:
         )
 
     def residuals(self) -> pl.DataFrame:
-        """A row a store and method: unchanged − rescaled over its runs, mean, sd, largest size."""
+        """A row a store, optimizer and method: unchanged − rescaled, mean, sd, largest size."""
         off = pl.col("unchanged") - pl.col("rescaled")
         return (
-            self.table.group_by("store", "method")
+            self.table.group_by(_GROUP[:3])
             .agg(
                 pl.len().alias("runs"),
                 off.mean().alias("mean"),
                 off.std().alias("sd"),
                 off.abs().max().alias("largest"),
             )
-            .sort("store", "method")
+            .sort(_GROUP[:3])
         )
 
     def stores(self) -> pl.DataFrame:
@@ -119,8 +119,11 @@ class Rates:
         return both[0].drop("lost").join(both[1], on=keys).sort(keys)
 
     def summary(self) -> dict[str, Any]:
-        """What `gates.json` holds under `rates`; the root mean square is over float32 stores."""
-        masters = self.table.filter(pl.col("store") == "float32")
+        """What `gates.json` holds under `rates`.
+
+        The root mean square is over float32 stores with AdamW.
+        """
+        masters = self.table.filter(pl.col("store") == "float32", pl.col("optimizer") == _ADAM)
         off = (masters["unchanged"] - masters["rescaled"]).to_numpy()
         return {
             "runs": self.table.height,

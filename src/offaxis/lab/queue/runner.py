@@ -177,7 +177,8 @@ def _collect(store: Store, active: dict[str, tuple[BaseProcess, RunConfig, float
 
 
 def _words(config: RunConfig) -> str:
-    what = f" [{config.mask or config.adapter}]" if config.mask or config.adapter else ""
+    part = config.mask or config.adapter or config.edit
+    what = f" [{part}]" if part else ""
     return f"{config.method} {config.task} lr {config.learning_rate:g} seed {config.seed}{what}"
 
 

@@ -79,6 +79,7 @@ def write(study: VerdictStudy, path: str | Path) -> None:
 def _rule(study: VerdictStudy, name: str, rule: Rule) -> dict[str, Any]:
     found: Found = study.found[name]
     survival: Survival = study.survival[name]
+    each = int(study.material.runs["test"]["completions_per_prompt"][0])
     return {
         "name": name,
         "terms": told(rule),
@@ -89,6 +90,8 @@ def _rule(study: VerdictStudy, name: str, rule: Rule) -> dict[str, Any]:
             {
                 "optimizer": _plain(one.cell[0]),
                 "dtype": one.cell[1],
+                "batch": one.cell[2] * each,
+                "steps": one.cell[3],
                 "auc": _ends(one.auc),
                 "wrong": _ends(one.wrong),
                 "labels": one.wrong.size,

@@ -11,7 +11,8 @@ ones (Wilson, 95 %) must lie below ½, over all and in each such cell.
 
 Where a set does not survive everywhere, it may in single cells: the AUC of all the cell's pairs and
 of its matched pairs must have their lower ends above ½, and the share of wrong labels its upper end
-below ½. Such a label needs to be told the optimizer and the store (`compare --run-info`).
+below ½. Such a label needs to be told all four settings of the cell (`compare --run-info`). This
+said optimizer and store, until the results showed the threshold to fail at other lengths.
 
 Of several sets that survive, the one with the highest AUC in the first study, each task and rate
 left out, is used.

@@ -90,7 +90,7 @@ def _answer(study: VerdictStudy) -> str:
         )
         wrong = found.wrong
         error = {"w": wrong.value, "w_low": wrong.low, "w_high": wrong.high}
-        where = "everywhere" if one.everywhere else ", ".join(_short(cell) for cell in one.cells)
+        where = "everywhere" if one.everywhere else "; ".join(name_of(cell) for cell in one.cells)
         used = name == study.chosen or (name == SETTINGS_SET and study.settings_used)
         rows.append([_SET_NAMES[name], auc, matched, "**yes**" if one.tells else "no",
                      where or "nowhere", f"{_percent(error, 'w')} of {wrong.size}",
@@ -103,10 +103,6 @@ def _answer(study: VerdictStudy) -> str:
     head = ["features", "AUC", "AUC at equal task and norm", "survives", "labels better than "
             "guesses", "wrong labels", "used by `compare`"]  # fmt: skip
     return markdown_table(caption, head, rows)
-
-
-def _short(cell: tuple[Any, ...]) -> str:
-    return " ".join(name_of(cell).split(", ")[:2])
 
 
 def _areas(study: VerdictStudy) -> str:

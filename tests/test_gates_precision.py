@@ -165,6 +165,20 @@ def test_melting_counts_and_the_closed_form(dtype: torch.dtype) -> None:
         assert one["unchanged"].item() == pytest.approx(kept)
 
 
+def test_the_grid_is_told_by_values_and_not_by_the_type_that_stores_them() -> None:
+    """A float32 file of bfloat16 values, on either side, is what the bfloat16 file is."""
+    generator = torch.Generator().manual_seed(6)
+    base = (0.02 * torch.randn(100, 200, generator=generator)).bfloat16()
+    tuned = (base.double() + 3e-5 * torch.randn(100, 200, generator=generator)).bfloat16()
+    found = []
+    for one, other in ((base, tuned), (base.float(), tuned.float())):
+        meter = Meter((0.3, 1.0))
+        meter.add(one, other)
+        found.append(meter.result())
+    assert found[0].summary() == found[1].summary()
+    assert found[0].rounded == found[1].rounded == 1
+
+
 def test_an_update_tied_to_the_weights_does_not_meet_the_closed_form() -> None:
     """In proportion to the weight: below 2⁻⁹ of it nothing changes, above 2⁻⁸ everything."""
     base = (0.02 * torch.randn(200, 200, generator=torch.Generator().manual_seed(1))).bfloat16()

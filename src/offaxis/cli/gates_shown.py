@@ -95,8 +95,7 @@ def anchor(found: Row) -> None:
         "Gate I: ‖Δ‖ ≤ √(2K/μ) (proposition 3.2)",
         ("on", "‖Δ‖", "bound", "measured / bound", "status"),
         (
-            (one["subspace"], one["measured"], one["bound"],
-             1 / one["ratio"] if one["ratio"] else None, one["status"])
+            (one["subspace"], one["measured"], one["bound"], one["ratio"], one["status"])
             for one in found["bounds"]
         ),
     )  # fmt: skip

@@ -238,8 +238,9 @@ def _smallest_step() -> Lemma:
         )[:_EXAMPLES],
         f"Right up to a factor of 2, which ≳ may mean; read as ≥ it is false. At a power of two "
         f"the spacing toward zero is half an ULP and the threshold ¼ULP, so that 2^-9 of the value "
-        f"is reached at {ends[0]} values, and 2^-8 at {ends[1]} (the least normal one, whose "
-        f"spacings are equal): the thresholds span [{low:.7%}, {high:.6%}], both ends included. "
+        f"is the threshold at {ends[0]} values, and 2^-8 at {ends[1]} (the least normal one, whose "
+        f"spacings are equal): the thresholds span [{low:.7%}, {high:.6%}], and at both ends an "
+        f"update is a tie that stays: what is realised is larger than 2^-9. "
         f"What is then stored moves by a whole spacing, at least 2^-8 of the larger.",
         byhand.step_below_half(),
     )

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from offaxis.checkpoint.rewriting import rounded
 from offaxis.errors import InputError
 
 __all__ = ["DRIFTS", "STORES", "Stored", "drift", "store_steps"]
@@ -148,7 +149,7 @@ def _summary(store: str, start: Tensor, weights: Tensor, truth: Tensor, count: i
     begin = start.to(torch.float64)
     path, moved = truth - begin, weights.to(torch.float64) - begin
     square = float((path**2).sum())
-    once = truth.to(torch.float32).to(start.dtype)
+    once = rounded(truth, start.dtype)
     return Stored(
         store=store,
         weights=weights,

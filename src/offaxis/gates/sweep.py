@@ -117,23 +117,27 @@ class Meter:
     def add(self, base: Tensor, tuned: Tensor) -> None:
         """One tensor of the base and its tuned side, of one shape and any float dtype."""
         before = base.detach().to(torch.float64).reshape(-1)
-        update = tuned.detach().to(torch.float64).reshape(-1) - before
-        finite = torch.isfinite(update)
+        after = tuned.detach().to(torch.float64).reshape(-1)
+        finite = torch.isfinite(after - before)
         if not bool(finite.all()):
             self.skipped += int((~finite).sum())
-            before, update = before[finite], update[finite]
+            before, after = before[finite], after[finite]
         if before.numel() == 0:
             return
+        update = after - before
         codes = _positions(bf16_codes(before))
         binade = (codes & _SIGN) >> 7
         counts = np.bincount(binade, minlength=_EXPONENTS)
         self.entries += counts
-        self.rounded += before.numel() if tuned.dtype == torch.bfloat16 else 0
+        self.rounded += before.numel() if bool(_on_grid(after).all()) else 0
         for row, factor in enumerate(self.factors):
             same = _positions(bf16_codes(before + factor * update)) == codes
             self.unchanged[row] += np.bincount(binade[same], minlength=_EXPONENTS)
-        on_grid = base.dtype == torch.bfloat16
-        self.expected += counts * _expected(update, self.factors, on_grid=on_grid)
+        on_grid = _on_grid(before).numpy()
+        for there in (True, False):
+            own = np.bincount(binade[on_grid == there], minlength=_EXPONENTS)
+            if own.any():
+                self.expected += own * _expected(update, self.factors, on_grid=there)
 
     def result(self) -> Melting:
         """The table so far. InputError where nothing was added."""
@@ -167,6 +171,11 @@ class Meter:
 def _positions(codes: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint16]:
     """The codes with −0 as +0."""
     return np.where(codes == 0x8000, np.uint16(0), codes)
+
+
+def _on_grid(values: Tensor) -> Tensor:
+    """Which values bfloat16 holds exactly, whatever type they are stored in."""
+    return values.to(torch.bfloat16).to(values.dtype) == values
 
 
 def _expected(

@@ -16,7 +16,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Bound:
-    """The bound on one subspace that holds Δ. measured ‖Δ‖ ≤ bound; ratio = bound / measured."""
+    """The bound on one subspace that holds Δ. measured ‖Δ‖ ≤ bound; ratio = measured / bound."""
 
     subspace: str
     dimension: int
@@ -68,9 +68,9 @@ def _span(form: float, length: float, kl: float) -> Bound:
     mu = form / length**2
     limit = sqrt(2 * kl / mu) if mu > 0 else None
     return Bound(
-        "span of Δ", 1, mu, mu, length, limit, limit / length if limit is not None else None,
+        "span of Δ", 1, mu, mu, length, limit, length / limit if limit else None,
         "identity" if mu > 0 else "vacuous",
-        "μ is Δ's own Rayleigh quotient: the ratio is √(KL / ½ΔᵀFΔ), whatever Δ is",
+        "μ is Δ's own Rayleigh quotient: the ratio is √(½ΔᵀFΔ / KL), whatever Δ is",
     )  # fmt: skip
 
 
@@ -88,6 +88,6 @@ def _parts(gram: Floats, norms: Floats, length: float, kl: float) -> Bound:
         )
     limit = sqrt(2 * kl / low)
     return Bound(
-        name, len(moved), low, high, length, limit, limit / length, "ok",
+        name, len(moved), low, high, length, limit, length / limit if limit else None, "ok",
         "named before it was measured; one dimension a part of the model",
     )  # fmt: skip

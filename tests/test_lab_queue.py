@@ -174,8 +174,9 @@ def _told(root: Path, out: Path, small_base: Path) -> Story:
     told.told["survivors"] = [pid for pid, (_, one) in parents().items() if one == session]
 
     lab("queue", grid, *given)
+    weights = training / "model.safetensors"  # a file: clearing the old folder renews its time
     until(
-        lambda: training.exists() and training.stat().st_mtime > killed,
+        lambda: weights.exists() and weights.stat().st_mtime > killed,
         "the long run's second beginning",
     )
     everyone, runner = parents(), told.runner()

@@ -174,8 +174,9 @@ def _told(root: Path, out: Path, small_base: Path) -> Story:
     told.told["survivors"] = [pid for pid, (_, one) in parents().items() if one == session]
 
     lab("queue", grid, *given)
+    weights = training / "model.safetensors"  # a file: clearing the old folder renews its time
     until(
-        lambda: training.exists() and training.stat().st_mtime > killed,
+        lambda: weights.exists() and weights.stat().st_mtime > killed,
         "the long run's second beginning",
     )
     everyone, runner = parents(), told.runner()
@@ -186,9 +187,12 @@ def _told(root: Path, out: Path, small_base: Path) -> Story:
     told.chapter("stopped")
 
     lab("queue", grid, *given, "--retry")
-    second = subprocess.Popen([*LAB, "work", str(out)], stderr=subprocess.PIPE, text=True)
+    session = told.runner()
+    os.killpg(session, signal.SIGSTOP)  # on the queue however long the second one takes to come
+    second = lab("work", out)
+    told.told["second runner"] = second.stderr, second.returncode
+    os.killpg(session, signal.SIGCONT)
     told.told["last"] = lab("queue", more, *given, "--wait", "--json")
-    told.told["second runner"] = (second.communicate(timeout=PATIENCE)[1], second.returncode)
     told.chapter("finished")
     return told
 

@@ -42,14 +42,13 @@ class Told:
 
 @pytest.fixture(scope="module")
 def ddp(tmp_path_factory: pytest.TempPathFactory) -> Told:
-    return Told(tmp_path_factory.mktemp("ddp"), "projected", "compressed", "refreshed")
+    return Told(tmp_path_factory.mktemp("ddp"), "projected", "compressed")
 
 
 @pytest.fixture(scope="module")
 def fsdp(tmp_path_factory: pytest.TempPathFactory) -> Told:
     """`configs/fsdp2.yaml` itself, on two processes of the CPU."""
-    out = tmp_path_factory.mktemp("fsdp")
-    return Told(out, "--force", "projected", "everything", "refreshed", config="fsdp2")
+    return Told(tmp_path_factory.mktemp("fsdp"), "--force", "projected", config="fsdp2")
 
 
 @pytest.fixture(scope="module")
@@ -99,12 +98,17 @@ def test_fsdp2(fsdp: Told, alone: Any) -> None:
     one_process(fsdp.of("projected")[0], fsdp.weights("projected"), alone)
 
 
-def test_the_full_mask_is_no_mask_on_shards(fsdp: Told) -> None:
+@pytest.mark.slow
+def test_the_full_mask_is_no_mask_on_shards(tmp_path: Path) -> None:
+    fsdp = Told(tmp_path, "--force", "everything", config="fsdp2")
     assert all(fsdp.of("everything", "mask")[0]["sharded"])
     assert same(fsdp.weights("everything/mask"), fsdp.weights("everything/plain"))
 
 
-def test_a_refresh_is_the_same_on_every_engine_and_resumes_exactly(ddp: Told, fsdp: Told) -> None:
+@pytest.mark.slow
+def test_a_refresh_is_the_same_on_every_engine_and_resumes_exactly(tmp_path: Path) -> None:
+    ddp = Told(tmp_path / "ddp", "refreshed")
+    fsdp = Told(tmp_path / "fsdp", "--force", "refreshed", config="fsdp2")
     for engine in (ddp, fsdp):
         whole, again = engine.of("refreshed", "whole"), engine.of("refreshed", "again")
         assert [one["end"] for one in whole] == [one["end"] for one in again]

@@ -160,9 +160,8 @@ assert abs(total - told[3]) < 1e-4 * total
 """
 
 
-@pytest.mark.parametrize(
-    "body", [SHARDED, pytest.param(DDP, marks=pytest.mark.slow)], ids=["sharded", "ddp"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("body", [SHARDED, DDP], ids=["sharded", "ddp"])
 def test_two_processes(body: str, small_base: Path, tmp_path: Path) -> None:
     script = tmp_path / "worker.py"
     script.write_text(PREAMBLE + body + END)

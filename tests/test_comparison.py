@@ -288,6 +288,10 @@ def test_consensus_and_change_are_one_count(compared: Comparison) -> None:
     shares = summary["across"]["changed_in_r_runs"]
     assert sum(shares) == pytest.approx(1)
     assert changed == pytest.approx(sum(r / 3 * share for r, share in enumerate(shares)))
+    null = summary["across"]["changed_in_r_runs_magnitude_null"]
+    assert sum(null) == pytest.approx(1)
+    assert changed == pytest.approx(sum(r / 3 * share for r, share in enumerate(null)))
+    assert null[3] < shares[3]  # one model's runs agree beyond the size of its entries
 
 
 def test_the_summary_has_the_fields_of_the_contract(

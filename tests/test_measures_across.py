@@ -103,6 +103,25 @@ def test_consensus_counts_every_entry_once(
     assert (np.arange(runs + 1) * counts).sum() == masks.sum()
 
 
+def test_consensus_beside_what_magnitude_alone_gives() -> None:
+    """The null keeps how often each run changes each bin; draws within bins meet it."""
+    draw = np.random.default_rng(3)
+    entries, runs = 40_000, 4
+    where = draw.integers(0, 3, entries)
+    rates = draw.random((runs, 3))
+    masks = draw.random((runs, entries)) < rates[:, where]
+    total = np.bincount(where, minlength=4)  # the last bin is empty
+    found = measures.changed_in_r_runs_null(
+        total, [np.bincount(where[m], minlength=4) for m in masks]
+    )
+    seen = np.bincount(masks.sum(0), minlength=runs + 1)
+    assert found.sum() == pytest.approx(entries)
+    assert (np.arange(runs + 1) * found).sum() == pytest.approx(masks.sum())
+    np.testing.assert_allclose(found, seen, atol=5 * np.sqrt(entries) / 2)
+    same = measures.changed_in_r_runs_null(total, [np.bincount(where[masks[0]], minlength=4)] * 4)
+    assert same[4] < 0.9 * masks[0].sum()  # four equal masks are no chance
+
+
 def test_consensus_over_several_threads() -> None:
     masks = np.random.default_rng(0).random((3, 300_001)) < 0.4
     counts = measures.changed_in_r_runs([pack(mask) for mask in masks], masks.shape[1])

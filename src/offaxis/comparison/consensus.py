@@ -58,6 +58,7 @@ class Across:
         self._finals = finals(labels)
         self._series: dict[tuple[int, str], list[Measurement]] = {}
         self._runs = np.zeros(len(labels) + 1, np.int64)
+        self._runs_null = np.zeros(len(labels) + 1)
         self._cells = {pair: _Cell() for pair in itertools.combinations(range(len(labels)), 2)}
 
     def add(
@@ -72,6 +73,11 @@ class Across:
             return
         entries = found[0].scan.entries
         self._runs += measures.changed_in_r_runs(masks, entries)
+        bins = [one.bins for one in found if one.bins is not None]
+        if len(bins) < len(masks):  # no matrix: one bin
+            total = np.array([entries])
+            bins = [np.array([popcount(mask)]) for mask in masks]
+        self._runs_null += measures.changed_in_r_runs_null(total, bins)
         if not part.is_matrix:
             return
         for (i, j), cell in self._cells.items():
@@ -160,6 +166,9 @@ class Across:
             "jaccard_chance": mean("chance"),
             "jaccard_magnitude_null": mean("null"),
             "changed_in_r_runs": [int(n) / total for n in self._runs] if total else [],
+            "changed_in_r_runs_magnitude_null": (
+                [float(n) / total for n in self._runs_null] if total else []
+            ),
             "jaccard": matrix("observed"),
             "jaccard_null": matrix("null"),
             "consensus_of": [pairs[i]["tuned"] for i in self._finals if len(self._finals) > 1],

@@ -4,6 +4,7 @@ from typing import Literal, NamedTuple
 
 from offaxis.measures.across import (
     changed_in_r_runs,
+    changed_in_r_runs_null,
     jaccard,
     jaccard_chance,
     jaccard_magnitude_null,
@@ -58,6 +59,7 @@ __all__ = [
     "binned",
     "change_rates",
     "changed_in_r_runs",
+    "changed_in_r_runs_null",
     "column_changed",
     "correlation",
     "effective_rank",

@@ -11,7 +11,13 @@ import numpy.typing as npt
 from offaxis.kernels import popcount, run_counts
 from offaxis.measures.number import Number, undefined
 
-__all__ = ["changed_in_r_runs", "jaccard", "jaccard_chance", "jaccard_magnitude_null"]
+__all__ = [
+    "changed_in_r_runs",
+    "changed_in_r_runs_null",
+    "jaccard",
+    "jaccard_chance",
+    "jaccard_magnitude_null",
+]
 
 Bits = npt.NDArray[np.uint8]
 Counts = npt.NDArray[np.int64]
@@ -46,3 +52,20 @@ def changed_in_r_runs(masks: Sequence[Bits], entries: int) -> Counts:
     The consensus ratio of an entry (the paper's C) is its r over R.
     """
     return run_counts(masks, entries)
+
+
+def changed_in_r_runs_null(total: Counts, runs: Sequence[Counts]) -> npt.NDArray[np.float64]:
+    """What `changed_in_r_runs` would be if runs were independent within bins of equal |W₀|.
+
+    Expected entries, r = 0 … R: within bin b the number of runs that change an entry is a sum of
+    independent draws with p_i = |A_i,b| / |b|. total, runs: entries in each bin, of the base and of
+    each run's mask.
+    """
+    used = total > 0
+    entries = total[used].astype(np.float64)
+    found = entries[:, None]  # (bins, r + 1), grown by one run at a time
+    for run in runs:
+        p = (run[used] / entries)[:, None]
+        stays, moves = found * (1 - p), found * p
+        found = np.pad(stays, ((0, 0), (0, 1))) + np.pad(moves, ((0, 0), (1, 0)))
+    return np.asarray(found.sum(axis=0), np.float64)

@@ -37,7 +37,8 @@ KNOWN: Mapping[str, Any] = {
             "least": 0.7,
             "everywhere": True,
             "cells": [{"optimizer": "adamw", "dtype": "float32", "batch": 64, "steps": 40,
-                       "survives": True, "labels": 40, "wrong": [0.05, 0.01, 0.16]}],
+                       "learning_rate": [2e-6, 1e-5], "survives": True, "labels": 40,
+                       "wrong": [0.05, 0.01, 0.16]}],
             "labelled": 120,
             "wrong": [0.08, 0.04, 0.14],
         }
@@ -100,11 +101,14 @@ def test_a_rule_that_held_in_one_cell_needs_to_be_told_that_it_is_that_cell() ->
     alone = {"everywhere": False}
     found = judged(20.0, rule=alone)
     assert found.method["label"] == "undetermined"
-    assert "--run-info optimizer=adamw,dtype=float32,batch=64,steps=40" in found.evidence[0]
+    asked = "--run-info optimizer=adamw,dtype=float32,batch=64,steps=40 (rates 2e-06 to 1e-05)"
+    assert asked in found.evidence[0]
     cell = {"optimizer": "adamw", "dtype": "float32", "batch": 64, "steps": 40}
     found = judged(20.0, told(**cell), rule=alone)
     assert (found.method["label"], found.method["wrong"]) == ("rl_like", [0.05, 0.01, 0.16])
-    for other in ({"steps": 80}, {"batch": 128}, {"steps": None}, {"optimizer": "sgd"}):
+    assert judged(20.0, told(**cell, learning_rate=1e-5), rule=alone).method == found.method
+    for other in ({"steps": 80}, {"batch": 128}, {"steps": None}, {"optimizer": "sgd"},
+                  {"learning_rate": 5e-5}):  # fmt: skip
         found = judged(20.0, told(**cell | other), rule=alone)
         assert found.method["label"] == "undetermined", other
 

@@ -198,7 +198,9 @@ def test_what_is_known_of_the_runs(compared: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_without_the_weights(compared: Path, tmp_path: Path) -> None:
+def test_without_the_weights(
+    compared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     moved = tmp_path / "moved"
     moved.mkdir()
     for name in _FILES:
@@ -206,6 +208,10 @@ def test_without_the_weights(compared: Path, tmp_path: Path) -> None:
     summary = json.loads((moved / "summary.json").read_text())
     summary["base"] = "nobody/is-here"
     (moved / "summary.json").write_text(json.dumps(summary))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(InputError, match="a path from elsewhere, or no longer in the Hub's cache"):
+        contribute(moved, tuned_ids=IDS["tuned_ids"], read_weights=False)  # a path, for all we know
+    (tmp_path / "cache" / "models--nobody--is-here").mkdir(parents=True)
     sent = contribute(moved, tuned_ids=IDS["tuned_ids"], read_weights=False)
     assert sent["pairs"][0]["base"] == {"id": "nobody/is-here", "digest": None, "dtypes": None}
     (moved / "curves.parquet").unlink()
@@ -298,6 +304,45 @@ def test_every_cut_and_every_edit_is_seen(told: dict[str, Any], tmp_path: Path) 
     path.write_text(text.replace(repr(value), repr(value + 1e-9)))
     with pytest.raises(InputError, match=r"damaged or edited|outside"):
         read_contribution(path)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (("pairs", 0, "run"), 2**63, "run is out of range"),
+        (("pairs", 0, "step"), 10**30, "step is out of range"),
+        (("pairs", 0, "numbers", "unchanged_bf16"), 10**400, "unchanged_bf16 is out of range"),
+        (("pairs", 0, "means", "nss"), [0.1, None, None, 2**70], r"nss\[3\] is out of range"),
+        (("pairs", 0, "means", "jaccard"), [1e300, None, None, 3], "which no share has"),
+        (("schema",), True, "schema is True, not 1"),
+        (("schema",), 1.0, r"schema is 1\.0, not 1"),
+    ],
+)
+def test_numbers_that_break_a_table_are_refused(
+    told: dict[str, Any], tmp_path: Path, place: tuple[str | int, ...], value: Any, message: str
+) -> None:
+    one = inner = json.loads(json.dumps(told))
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    path = tmp_path / "file.json"
+    path.write_text(json.dumps(sealed(one)))
+    with pytest.raises(InputError, match=message):
+        read_contribution(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"schema": 1, "pairs": [1]}', '{"schema": 1, "pairs": [{}], "run": {}}', "[" * 100_000],
+)
+def test_a_comparison_that_is_not_whole_is_refused(
+    compared: Path, tmp_path: Path, text: str
+) -> None:
+    for name in _FILES:
+        (tmp_path / name).write_bytes((compared / name).read_bytes())
+    (tmp_path / "summary.json").write_text(text)
+    with pytest.raises(InputError, match="compare again"):
+        contribute(tmp_path, **IDS)
 
 
 def _keywords(rule: object) -> Iterator[str]:

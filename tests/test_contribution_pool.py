@@ -94,6 +94,39 @@ def test_the_same_weights_count_once(files: dict[str, list[Path]], tmp_path: Pat
     assert twice.rows.equals(once.rows)
 
 
+def test_the_same_weights_count_once_in_one_file(
+    files: dict[str, list[Path]], tmp_path: Path
+) -> None:
+    told = json.loads(files["noise"][0].read_text())
+    told["pairs"] *= 3
+    found = pool([write_contribution(told, tmp_path / "thrice.json")])
+    assert found.repeated == 2
+    assert found.answers.equals(pool(files["noise"][:1]).answers)
+
+
+def test_an_id_without_a_digest_is_the_model_of_that_id(
+    files: dict[str, list[Path]], tmp_path: Path
+) -> None:
+    told = json.loads(files["noise"][0].read_text())
+    for side in ("base", "tuned"):
+        told["pairs"][0][side] |= {"digest": None, "dtypes": None}
+    same = write_contribution(told, tmp_path / "same.json")
+    for order in ([files["noise"][0], same], [same, files["noise"][0]]):
+        assert pool(order).repeated == 1
+    told["pairs"][0]["tuned"]["id"] = "org/other-run"
+    other = pool([files["noise"][0], write_contribution(told, tmp_path / "other.json")])
+    assert (other.answers["pairs"][0], other.answers["bases"][0]) == (2, 1)
+
+
+def test_an_answer_is_of_means_alone(files: dict[str, list[Path]], tmp_path: Path) -> None:
+    told = json.loads(files["noise"][0].read_text())
+    asked = "principal_overlap_excess"
+    told["pairs"][0]["numbers"] |= {asked: 1e300}
+    told["pairs"][0]["means"] |= {asked: [None, None, None, 0]}
+    found = pool([write_contribution(told, tmp_path / "odd.json")])
+    assert asked not in found.answers["measure"].to_list()
+
+
 def test_every_number_is_in_the_table(files: dict[str, list[Path]]) -> None:
     found = pool(files["noise"])
     assert set(found.rows["by"]) == {"pair", "role", "layer"}
@@ -148,6 +181,7 @@ def test_pool_on_the_command_line(sent: Path) -> None:
         bad = inside.invoke(build_app(), ["pool", str(sent), *wrong])
         assert isinstance(bad.exception, InputError)
         assert "choose one of" in str(bad.exception) or "there are" in str(bad.exception)
+    assert inside.invoke(build_app(), ["pool", str(sent), "--measures", "nss"]).exit_code == 2
 
 
 def test_contribute_refuses_paths_on_the_command_line(sent: Path) -> None:

@@ -379,6 +379,15 @@ def test_the_rule_that_ships_is_made_from_the_rows_that_ship() -> None:
     assert file["fitted"] == {"runs": first.height, "rows": rows_digest(first)}
     assert file["tested"] == {"runs": second.height, "rows": rows_digest(second)}
     for rule in file["rules"]:
+        for cell in rule["cells"]:
+            own = second.filter(
+                pl.col("optimizer").str.starts_with(cell["optimizer"]),
+                pl.col("prompts_per_step") * pl.col("completions_per_prompt") == cell["batch"],
+                dtype=cell["dtype"],
+                steps=cell["steps"],
+            )
+            rates = own["learning_rate"].unique().sort()
+            assert cell["learning_rate"] == [rates[0], rates[-1]]
         if rule["name"] != SETTINGS_SET:
             again = told(rule_on(first, SETS[rule["name"]]))
             for one, other in zip(rule["terms"], again, strict=True):

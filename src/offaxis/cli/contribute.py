@@ -58,7 +58,7 @@ def contribute(
 
 def _contents(told: dict[str, Any], out: Path) -> list[str]:
     """What the file says about which models, for its author to check before sending."""
-    lines = [f"{out}: {out.stat().st_size:,} bytes"]
+    lines = [f"{out}: {out.expanduser().stat().st_size:,} bytes"]
     for pair in told["pairs"]:
         sides = [
             f"{pair[side]['id']} ({pair[side]['digest'] or 'no digest'})"
@@ -95,6 +95,8 @@ def pool(
     from offaxis.comparison.contribution.tables import asked, lines
     from offaxis.output import staged_file
 
+    if measures is not None and by is None:
+        raise typer.BadParameter("--measures needs --by: pair, role, layer or overlap")
     found = gather(files)
     chosen = None if by is None else asked(found.rows, by, measures)
     if out is not None:

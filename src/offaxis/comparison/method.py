@@ -223,12 +223,13 @@ def _by_rule(
             "optimizer survived the lab's test: say them by --run-info"
         )
         return Told(_undetermined(), (line,))
-    wrong, labelled = rule["wrong"], rule["labelled"]
+    wrong, labelled, rates = rule["wrong"], rule["labelled"], ""
     if not rule["everywhere"]:
         cell = _cell(rule, about.info)
         if cell is None:
             return Told(_undetermined(), (_only_in(rule),))
         wrong, labelled = cell["wrong"], cell["labels"]
+        rates = " (rates {:g} to {:g})".format(*cell["learning_rate"])
     p = probability(rule, values)
     by = (
         f"by a rule fitted to {known['fitted']['runs']} runs of one lab model of "
@@ -240,24 +241,30 @@ def _by_rule(
     label = "rl_like" if p > 0.5 else "sft_like"
     line = (
         f"{LABELS[label]}: probability of RL {p:.2f}, {by}; of {labelled} test runs that it "
-        f"labelled it called {_interval(wrong, percent=True)} wrongly"
+        f"labelled{rates} it called {_interval(wrong, percent=True)} wrongly"
     )
     method = {"label": label, "probability": p, "wrong": list(wrong), "rule": name}
     return Told(method, (line,), tuple(_confounds(known)))
 
 
 def _cell(rule: Mapping[str, Any], info: RunInfo) -> Mapping[str, Any] | None:
-    """The cell that survives alone and that the run is told to belong to, in all its settings."""
+    """The cell that survives alone and that the run is told to belong to, in all its settings.
+
+    A rate that is told lies within those at which the cell's error was found.
+    """
     for one in rule["cells"]:
         if one["survives"] and all(one[name] == getattr(info, name) for name in _CELL):
+            low, high = one["learning_rate"]
             found: Mapping[str, Any] = one
-            return found
+            if info.learning_rate is None or low <= info.learning_rate <= high:
+                return found
     return None
 
 
 def _only_in(rule: Mapping[str, Any]) -> str:
     kept = [
         ",".join(f"{name}={one[name]}" for name in _CELL)
+        + " (rates {:g} to {:g})".format(*one["learning_rate"])
         for one in rule["cells"] if one["survives"]
     ]  # fmt: skip
     return (

@@ -21,6 +21,10 @@ DTYPES = ("float32", "bfloat16", "float16")
 _SAME = {
     "adam": "adamw", "adamw_torch": "adamw", "adamw_torch_fused": "adamw", "adamw_hf": "adamw",
 }  # fmt: skip
+_LARGEST = 1e15
+"""Above every setting that a run has had; sums over it stay finite."""
+_SETTLED = 50_000
+"""Steps after which 1 − 0.999ᵗ is 1 in float64."""
 _NUMBERS: Mapping[str, type] = {"learning_rate": float, "steps": int, "batch": int}
 _CHOICES: Mapping[str, tuple[str, ...]] = {"data": DATA, "dtype": DTYPES}
 
@@ -50,9 +54,8 @@ class RunInfo:
 
         Raises InputError that names the key, its value and what is allowed.
         """
-        path = Path(text)
-        if "=" not in text or path.is_file():
-            return RunInfo.of(_read(path), where=str(path))
+        if "=" not in text or _is_file(text):
+            return RunInfo.of(_read(Path(text)), where=text)
         told: dict[str, Any] = {}
         for one in text.split(","):
             key, equals, value = one.partition("=")
@@ -96,18 +99,32 @@ def run_info(given: RunInfoLike) -> RunInfo:
     return RunInfo.parse(str(given))
 
 
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except OSError:  # longer than a name can be
+        return False
+
+
 def _read(path: Path) -> Mapping[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)
     except OSError as error:
         raise InputError(
             f"run info {str(path)!r}: neither key=value,... nor a file that can be read "
             f"({error.strerror}); write for example steps=40,optimizer=adamw"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a JSON file: {error}; write one object") from error
     if not isinstance(found, dict):
         raise InputError(f"{path}: holds a {type(found).__name__}; write one object of settings")
+    return found
+
+
+def _once(told: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(told)
+    if len(found) < len(told):
+        raise ValueError("a key is given twice")
     return found
 
 
@@ -118,8 +135,8 @@ def _value(key: str, value: Any, where: str) -> Any:
     kind = _NUMBERS.get(key)
     if kind is not None:
         return _number(key, value, kind, where)
-    if not isinstance(value, str) or not value:
-        raise InputError(f"{where}: {key} = {value!r}; a name is needed")
+    if not isinstance(value, str) or not value.strip() or not value.isprintable():
+        raise InputError(f"{where}: {key} = {value!r}; a name is needed, on one line")
     if key in _CHOICES and value not in _CHOICES[key]:
         raise InputError(f"{where}: {key} = {value!r}; choose among {', '.join(_CHOICES[key])}")
     return _SAME.get(value.lower(), value.lower()) if key == "optimizer" else value
@@ -128,11 +145,13 @@ def _value(key: str, value: Any, where: str) -> Any:
 def _number(key: str, value: Any, kind: type, where: str) -> float | int:
     try:
         number = float("nan" if isinstance(value, bool) else value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if not 0 < number < math.inf or (kind is int and number != int(number)):
+    if not 0 < number <= _LARGEST or (kind is int and number != int(number)):
         what = "a whole number" if kind is int else "a number"
-        raise InputError(f"{where}: {key} = {value!r}; {what} above 0 is needed")
+        raise InputError(
+            f"{where}: {key} = {repr(value)[:40]}; {what} above 0 (to {_LARGEST:.0e}) is needed"
+        )
     return int(number) if kind is int else number
 
 
@@ -153,9 +172,10 @@ def reach(info: RunInfo, *, rounded: bool) -> float | None:
         return None
     if info.optimizer == "adamw":
         first, second = 0.9, 0.999
-        ratio, t = first**2 / second, np.arange(1, info.steps + 1, dtype=np.float64)
+        ratio, t = first**2 / second, np.arange(1, min(info.steps, _SETTLED) + 1.0)
         squares = (1 - ratio**t) / (1 - ratio) * (1 - second**t) / (1 - first**t) ** 2
-        total = float(np.sqrt((1 - first) ** 2 / (1 - second) * squares).sum())
+        most = np.sqrt((1 - first) ** 2 / (1 - second) * squares)
+        total = float(most.sum() + max(info.steps - _SETTLED, 0) * most[-1])
     elif info.optimizer == "rmsprop":
         total = info.steps / math.sqrt(1 - 0.99)
     else:

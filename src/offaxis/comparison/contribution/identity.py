@@ -48,6 +48,9 @@ def named(
     path; option: the name of that argument in messages. beside: where relative paths start. read:
     open the weights, for digest and dtypes.
 
+    Without ids a source must be a Hub id: of no path here, and known to the Hub or, where nothing
+    is read, to its cache; a relative path of another directory looks like one.
+
     Raises InputError where the ids are missing, too few, or look like paths, and CheckpointError
     where the weights are no longer where they were.
     """
@@ -57,7 +60,7 @@ def named(
             "order of the comparison"
         )
     if ids is None:
-        ids = [_hub_id(source, beside, option) for source in sources]
+        ids = [_hub_id(source, beside, option, read) for source in sources]
     for one in ids:
         if ID.fullmatch(one) is None:
             raise InputError(
@@ -84,13 +87,23 @@ def _local(source: str, beside: Path) -> Path | None:
     return None
 
 
-def _hub_id(source: str, beside: Path, option: str) -> str:
-    if _local(source, beside) is not None or ID.fullmatch(source) is None or "/" not in source:
-        raise InputError(
-            f"{source}: a path, which a contribution must not hold; say what the model is called "
-            f"with {option} ID, one for each checkpoint in the order of the comparison"
-        )
-    return source
+def _hub_id(source: str, beside: Path, option: str, read: bool) -> str:
+    ours = _local(source, beside) is not None or ID.fullmatch(source) is None or "/" not in source
+    if not ours and (read or _in_cache(source)):  # who reads it will learn whether the Hub has it
+        return source
+    what = "a path" if ours else "a path from elsewhere, or no longer in the Hub's cache"
+    raise InputError(
+        f"{source}: {what}; a contribution must hold no path: say what the model is called with "
+        f"{option} ID, one for each checkpoint in the order of the comparison"
+    )
+
+
+def _in_cache(source: str) -> bool:
+    from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub.file_download import repo_folder_name
+
+    repo = source.partition("@")[0]
+    return (Path(HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model")).is_dir()
 
 
 def _opened(source: str, beside: Path) -> Checkpoint:

@@ -33,6 +33,7 @@ _NUMBERS = (
     "matrix_update_norm",
     "matrix_correlation",
 )
+_PAIR = {"tuned", "verdict", "nonfinite", "parameters", "tensors", "matrices"}
 _SETTINGS = ("spectra", "alpha", "angle_rank", "principal_rank", "seed", "rounding_null")
 
 
@@ -87,11 +88,32 @@ def _read(place: Path) -> tuple[dict[str, Any], pl.DataFrame, pl.DataFrame]:
     try:
         summary = json.loads((place / "summary.json").read_text(encoding="utf-8"))
         frames = [pl.read_parquet(place / name) for name in _FILES[1:]]
-    except (OSError, ValueError, pl.exceptions.PolarsError) as error:
+    except (OSError, ValueError, RecursionError, pl.exceptions.PolarsError) as error:
         raise InputError(f"{place}: cannot be read ({error}); compare again") from error
     if not isinstance(summary, dict) or summary.get("schema") != 1 or not summary.get("pairs"):
         raise InputError(f"{place}: summary.json is not of schema 1; compare again")
+    if not _whole(summary):
+        raise InputError(f"{place}: summary.json lacks what `compare` writes; compare again")
     return summary, frames[0], frames[1]
+
+
+def _whole(summary: Mapping[str, Any]) -> bool:
+    """Whether everything that is read of a summary is there."""
+    run, pairs = summary.get("run"), summary["pairs"]
+    if not (
+        isinstance(run, dict) and isinstance(pairs, list) and isinstance(summary.get("base"), str)
+    ):
+        return False
+    needed = {"offaxis", "torch", "numpy", "seconds", "threads", "settings", "alignment"}
+    return (
+        "across" in summary
+        and needed <= run.keys()
+        and isinstance(run["settings"], dict)
+        and set(_SETTINGS) <= run["settings"].keys()
+        and isinstance(run["alignment"], list)
+        and len(run["alignment"]) == len(pairs)
+        and all(isinstance(one, dict) and one.keys() >= _PAIR for one in pairs)
+    )
 
 
 def _models(

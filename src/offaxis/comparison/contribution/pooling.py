@@ -60,8 +60,8 @@ COLUMNS: Mapping[str, type[pl.DataType]] = {
 class Pool:
     """All numbers of several contributions in long form, and the pooled answers.
 
-    repeated: pairs left out because the same weights (by digest, or by id where there is none) were
-    there before.
+    repeated: pairs left out because the same weights (by digest; by id where there is none, and no
+    other file has one for it) were there before, in the same file or another.
     """
 
     rows: pl.DataFrame
@@ -84,25 +84,38 @@ def pool(paths: Sequence[str | PathLike[str]]) -> Pool:
     """
     if not paths:
         raise InputError("nothing to pool: name at least one file that `contribute` wrote")
+    files = [read_contribution(path) for path in paths]
+    digests = _digests(files)
     rows: list[dict[str, Any]] = []
     seen: set[tuple[str, str]] = set()
     repeated = 0
-    for path in paths:
-        told = read_contribution(path)
-        fresh = {
-            index
-            for index, pair in enumerate(told["pairs"])
-            if (_identity(pair["base"]), _identity(pair["tuned"])) not in seen
-        }
-        repeated += len(told["pairs"]) - len(fresh)
-        seen |= {(_identity(p["base"]), _identity(p["tuned"])) for p in told["pairs"]}
+    for told in files:
+        fresh = set()
+        for index, pair in enumerate(told["pairs"]):
+            one = (_identity(pair["base"], digests), _identity(pair["tuned"], digests))
+            if one in seen:
+                repeated += 1
+            else:
+                fresh.add(index)
+                seen.add(one)
         rows += _rows(told, fresh)
     frame = pl.DataFrame(rows, schema=dict(COLUMNS))
-    return Pool(frame, _answers(frame), len(paths), repeated)
+    return Pool(frame, _answers(frame, digests), len(paths), repeated)
 
 
-def _identity(model: Mapping[str, Any]) -> str:
-    return str(model["digest"] or model["id"])
+def _digests(files: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The digest of each id that has one and only one, for those who sent the id alone."""
+    known: dict[str, set[str]] = defaultdict(set)
+    for told in files:
+        for pair in told["pairs"]:
+            for model in (pair["base"], pair["tuned"]):
+                if model["digest"] is not None:
+                    known[model["id"]].add(model["digest"])
+    return {name: min(found) for name, found in known.items() if len(found) == 1}
+
+
+def _identity(model: Mapping[str, Any], digests: Mapping[str, str]) -> str:
+    return str(model["digest"] or digests.get(model["id"], model["id"]))
 
 
 def _rows(told: Mapping[str, Any], fresh: set[int]) -> Iterator[dict[str, Any]]:
@@ -151,9 +164,13 @@ def _grouped(
                "high": high, "matrices": count}  # fmt: skip
 
 
-def _answers(rows: pl.DataFrame) -> pl.DataFrame:
+def _answers(rows: pl.DataFrame, digests: Mapping[str, str]) -> pl.DataFrame:
     """One row a method and measure: the mean over bases."""
-    asked = rows.filter(pl.col("by") == "pair", pl.col("measure").is_in(ASKED))
+    asked = rows.filter(
+        pl.col("by") == "pair",
+        pl.col("measure").is_in(ASKED),
+        pl.col("matrices") > 0,  # of `means`; a number of all entries has none
+    )
     last = asked.filter(
         (pl.col("step").fill_null(0) == pl.col("step").fill_null(0).max()).over("checksum", "run")
     )
@@ -161,7 +178,7 @@ def _answers(rows: pl.DataFrame) -> pl.DataFrame:
         lambda: defaultdict(list)
     )
     for row in last.iter_rows(named=True):
-        where = str(row["base_digest"] or row["base"])
+        where = _identity({"digest": row["base_digest"], "id": row["base"]}, digests)
         found[row["method"], row["measure"]][where].append(row["mean"])
     methods = sorted({method for method, _ in found}, key=lambda one: (one is None, one or ""))
     told = [

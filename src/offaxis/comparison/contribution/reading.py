@@ -18,6 +18,8 @@ from offaxis.output import staged_file
 __all__ = ["read_contribution", "sealed", "write_contribution"]
 
 _LARGEST = 64_000_000
+_SHARES = re.compile("overlap|jaccard|_in_")
+"""Measures that are shares or differences of two, whatever their nulls."""
 _MEAN = re.compile(r"\[\s+([^\[\]{}\"]+?)\s+\]")
 
 
@@ -105,8 +107,10 @@ def _wrong(told: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _intervals(means: Mapping[str, list[float | None]], where: str) -> Iterator[str]:
-    """A mean lies within its interval, and is there where anything was measured."""
+    """A mean lies within its interval, is there where anything was measured, and can be one."""
     for name, (value, low, high, count) in means.items():
+        if value is not None and abs(value) > 1 and _SHARES.search(name):
+            yield f"{where}.{name} has a mean of {value}, which no share has"
         if (value is None) != (count == 0) or (low is None) != (high is None):
             yield f"{where}.{name} has a mean of {value} over {count} matrices"
         elif value is None or low is None or high is None:

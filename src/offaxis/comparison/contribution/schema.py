@@ -25,6 +25,7 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
     "boolean": (bool,),
     "null": (type(None),),
 }
+_LARGEST = 2**63 - 1
 KEYWORDS = frozenset(
     {
         "$schema", "$ref", "$defs", "title", "description", "type", "const", "required",
@@ -46,14 +47,16 @@ def schema() -> dict[str, Any]:
 def faults(value: object, rule: Mapping[str, Any], where: str = "") -> Iterator[str]:
     """Where `value` breaks `rule`, in words: nothing for a value that holds to it.
 
-    A number that is not finite breaks every rule.
+    A number that is not finite, or an integer that 64 bits do not hold, breaks every rule.
     """
     while "$ref" in rule:
         rule = schema()["$defs"][rule["$ref"].rpartition("/")[2]]
     place = where or "the file"
     if isinstance(value, float) and not math.isfinite(value):
         yield f"{place} is not finite"
-    elif "const" in rule and value != rule["const"]:
+    elif isinstance(value, int) and abs(value) > _LARGEST:
+        yield f"{place} is out of range"
+    elif "const" in rule and (value != rule["const"] or type(value) is not type(rule["const"])):
         yield f"{place} is {_short(value)}, not {rule['const']!r}"
     elif "type" in rule and not _is_a(value, rule["type"]):
         yield f"{place} is {_short(value)}, not of type {rule['type']}"

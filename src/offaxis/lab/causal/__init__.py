@@ -133,7 +133,9 @@ class CausalStudy(SavedStudy):
         }
 
     def draw(self, out: Path) -> None:
-        """Write the figure into a directory."""
+        """Write the figure into a directory; none where no two seeds can be compared."""
+        if self.by_place.is_empty():
+            return
         from offaxis.lab.causal.figures import by_layer
         from offaxis.lab.plots import save_figure
 

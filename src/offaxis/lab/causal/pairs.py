@@ -69,8 +69,10 @@ def pair_rows(runs: Sequence[Subject], seen: Sequence[Seen]) -> Iterator[dict[st
     numbers = {**_entries([one.own for one in seen]), **_back([one.back for one in seen])}
     numbers["cosine"] = _cosines([one.update for one in seen])
     numbers["back_cosine"] = _cosines([one.pulled for one in seen])
-    numbers |= {f"left_{k}": _spans([one.left for one in seen], k) for k in RANKS}
-    numbers |= {f"right_{k}": _spans([one.right for one in seen], k) for k in RANKS}
+    none = np.isnan(numbers["back_cosine"])  # of no update every vector is a singular one
+    for k in RANKS:
+        numbers[f"left_{k}"] = np.where(none, np.nan, _spans([one.left for one in seen], k))
+        numbers[f"right_{k}"] = np.where(none, np.nan, _spans([one.right for one in seen], k))
     for i, j in itertools.combinations(range(len(runs)), 2):
         a, b = runs[i], runs[j]
         if kind_of(a.edit, b.edit, a.seed, b.seed) is None:

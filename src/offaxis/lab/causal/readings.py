@@ -160,7 +160,7 @@ def readings(found: pl.DataFrame) -> pl.DataFrame:
 
 def one_seed(found: Sequence[Cell]) -> pl.DataFrame:
     """The sharpest comparison, of runs that see the same data: columns `ONE`."""
-    return pl.DataFrame(list(_one_seed(found)), schema=ONE)
+    return pl.DataFrame(list(_one_seed(found)), schema=ONE).fill_nan(None)
 
 
 def _one_seed(found: Sequence[Cell]) -> Iterator[dict[str, Any]]:

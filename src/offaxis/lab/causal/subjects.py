@@ -79,7 +79,8 @@ class Seen:
 
 
 def trained(rows: pl.DataFrame) -> pl.DataFrame:
-    """The runs that were trained; old rows have no `edit`. InputError where there is none."""
+    """The runs that were trained; old rows have no `edit`. InputError where there is none,
+    or where two are alike in all that this test tells apart."""
     if "edit" not in rows.columns:
         rows = rows.with_columns(pl.lit(None, pl.String).alias("edit"))
     found = rows.filter(pl.col("method") != BASE_METHOD)
@@ -87,6 +88,12 @@ def trained(rows: pl.DataFrame) -> pl.DataFrame:
         raise InputError(
             "no run from an edited base among these rows; queue the study `causal`, or runs with "
             "`edit` beside some without"
+        )
+    twice = found.filter(found.select(*ARM, "edit", "seed").is_duplicated())["run"].to_list()
+    if twice:
+        raise InputError(
+            f"runs {' and '.join(twice[:2])} are of one arm, edit and seed: they differ in what "
+            "the causal test does not tell apart (a mask, an adapter); leave one kind out"
         )
     return found
 

@@ -46,8 +46,8 @@ class Contest:
 
     points: one row a run, all labelled. matched: only pairs of one task whose norms differ by less
     than `MATCHED`. alike: columns that a pair must share as well. units: the columns that name what
-    is resampled; the run itself, or a whole setting with all its runs (stricter, since the runs of
-    one setting share their problems). Runs of each kind are resampled apart, settings together.
+    is resampled; the run itself, or a whole setting with all its runs, since the runs of one
+    setting share their problems. Runs of each kind are resampled apart, settings together.
     """
 
     def __init__(

@@ -15,7 +15,7 @@ from offaxis.lab import BASE
 from offaxis.lab.queue.store import digest
 from offaxis.lab.verdict.linear import Rule, told, with_settings
 from offaxis.lab.verdict.material import SETTINGS_SET
-from offaxis.lab.verdict.rows import NEITHER
+from offaxis.lab.verdict.rows import CELL, NEITHER
 from offaxis.lab.verdict.rule import FEATURES, SETS
 from offaxis.lab.verdict.survival import Found, Survival
 from offaxis.output import staged_file
@@ -92,6 +92,7 @@ def _rule(study: VerdictStudy, name: str, rule: Rule) -> dict[str, Any]:
                 "dtype": one.cell[1],
                 "batch": one.cell[2] * each,
                 "steps": one.cell[3],
+                "learning_rate": _rates(study, one.cell),
                 "auc": _ends(one.auc),
                 "wrong": _ends(one.wrong),
                 "labels": one.wrong.size,
@@ -104,6 +105,12 @@ def _rule(study: VerdictStudy, name: str, rule: Rule) -> dict[str, Any]:
         "of": study.material.runs["test"].height,
         "wrong": _ends(found.wrong),
     }
+
+
+def _rates(study: VerdictStudy, cell: tuple[Any, ...]) -> list[float]:
+    """The least and the highest of the test runs from which a cell's error was found."""
+    same = [pl.col(name) == value for name, value in zip(CELL, cell, strict=True)]
+    return _range(study.material.runs["test"].filter(*same), "learning_rate")
 
 
 def _plain(optimizer: str) -> str:

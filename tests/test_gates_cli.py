@@ -19,7 +19,7 @@ import models
 from offaxis.cli import gates_shown
 from offaxis.cli.app import build
 from offaxis.cli.gates import _prompts
-from offaxis.errors import InputError, OutputError
+from offaxis.errors import CheckpointError, InputError, OutputError
 from offaxis.gates import Gates, check_checkpoints, policy_tables, store_table
 from offaxis.gates.checkpoints import COLUMNS, FURTHER
 
@@ -136,6 +136,22 @@ def test_usage_and_bad_paths(pair: tuple[Path, Path], tmp_path: Path) -> None:
     assert missing.returncode == 1
     assert "Traceback" not in missing.stderr
     assert not (tmp_path / "x").exists()
+
+
+def test_what_gate_i_reads_is_opened_before_gate_ii_takes_its_time(
+    pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def late(*_: object, **__: object) -> None:
+        raise AssertionError("Gate II began")
+
+    monkeypatch.setattr("offaxis.gates.check_checkpoints", late)
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("1+1=\n")
+    none = tmp_path / "none"
+    for wrong in (("--data", none), ("--prompts", prompts, "--against", none)):
+        done = in_process(*pair, "--out", tmp_path / "x", *wrong)
+        assert isinstance(done.exception, InputError | CheckpointError)
+        assert str(none) in str(done.exception)
 
 
 def in_process(*arguments: str | Path) -> Any:

@@ -93,7 +93,8 @@ def gates(
     from offaxis.gates.fisher import Settings
 
     settings = Settings(samples=samples, max_new_tokens=max_new_tokens, probes=probes, seed=seed)
-    given = data if prompts is None else _prompts(prompts)
+    given = _problems(data if prompts is None else _prompts(prompts), limit)
+    _check_other(base, against, allow_pickle=allow_pickle)
     found = _weights(
         base, tuned, rows=rows, draws=draws, seed=seed, rank=rank, every_rank=every_rank,
         allow_pickle=allow_pickle,
@@ -103,6 +104,24 @@ def gates(
         found = _behaviour(found, (base, tuned, against), asked | {"settings": settings})
     found.save(out, overwrite=overwrite)
     _report(found.summary(), as_json=as_json, where=out)
+
+
+def _problems(data: Any, limit: int | None) -> Any:
+    """What Gate I reads, opened before Gate II takes its time; None where nothing is asked."""
+    if data is None:
+        return None
+    from offaxis.gates.fisher.prefixes import problem_set
+
+    return problem_set(data, limit)
+
+
+def _check_other(base: str, against: str | None, *, allow_pickle: bool) -> None:
+    """Open the other run's headers, for the same reason."""
+    from offaxis.comparison.plan import open_base, open_tuned
+
+    if against is not None:
+        ground = open_base(base, allow_pickle=allow_pickle)
+        open_tuned(against, ground, allow_pickle=allow_pickle)
 
 
 def _prompts(file: Path) -> list[str]:

@@ -127,6 +127,7 @@ def test_adaloras_ranks_are_pruned_alike_in_both_processes(ddp: Told) -> None:
     assert (ddp.out / "adalora/whole/checkpoint-3" / STATE).is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHARDED)
 def test_fsdp2_is_one_process_with_the_whole_batch(name: str, fsdp: Told, tmp_path: Path) -> None:
     found = fsdp.of(name)

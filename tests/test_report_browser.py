@@ -119,10 +119,17 @@ def test_the_client_sees_requests_errors_and_overflow(browser: Browser, tmp_path
 @pytest.mark.parametrize(
     ("page", "width", "dark"),
     [
-        *[(page, width, False) for page in ("full", "hostile", "empty") for width in (390, 1440)],
-        *[("deep", width, True) for width in (390, 1440)],
-        *[("runs", width, False) for width in (390, 1100, 1440)],
-        *[("full", width, True) for width in (390, 768, 1030, 1440)],
+        *[(page, 390, False) for page in ("full", "hostile", "empty", "runs")],
+        *[(page, 1440, True) for page in ("full", "deep")],
+        *[
+            pytest.param(*one, marks=pytest.mark.slow)
+            for one in (
+                *[(page, 1440, False) for page in ("full", "hostile", "empty", "runs")],
+                ("deep", 390, True),
+                ("runs", 1100, False),
+                *[("full", width, True) for width in (390, 768, 1030)],
+            )
+        ],
     ],
 )
 def test_pages_fit_and_fetch_nothing(

@@ -83,6 +83,7 @@ def one_process(told: Any, after: dict[str, torch.Tensor], alone: Any) -> None:
     assert told["planted"] > 5_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["projected", "compressed"])
 def test_ddp(strategy: str, ddp: Told, alone: Any) -> None:
     told = ddp.of(strategy)[0]

@@ -80,7 +80,9 @@ def test_an_empty_and_a_full_tensor_in_one_mask(tmp_path: Path) -> None:
         assert not made.model.get_parameter("model.layers.0.mlp.down_proj.weight").requires_grad
 
 
-@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused"])
+@pytest.mark.parametrize(
+    "optim", ["adamw_torch_fused", pytest.param("adamw_torch", marks=pytest.mark.slow)]
+)
 def test_the_full_mask_is_no_mask(optim: str, runs: Runs) -> None:
     plain, one = runs(None, optim=optim)
     for strategy in ("projected", "compressed"):

@@ -115,8 +115,8 @@ def same_bits(a: Any, b: Any) -> bool:
     ("strategy", "optim", "refresh"),
     [
         ("projected", "adamw_torch", 20),
-        ("projected", "adamw_torch_fused", 0),
-        ("compressed", "adamw_torch", 20),
+        pytest.param("projected", "adamw_torch_fused", 0, marks=pytest.mark.slow),
+        pytest.param("compressed", "adamw_torch", 20, marks=pytest.mark.slow),
         ("compressed", "adamw_torch_fused", 20),
     ],
 )

@@ -146,7 +146,13 @@ def is_tidy(run: Path) -> None:
 @every
 @pytest.mark.parametrize(
     ("before", "step", "of"),
-    [(0, 1, 1), (2, 3, 3), (3, 4, 4), (3, 2, 5), (3, 1, 5)],
+    [
+        (0, 1, 1),
+        (2, 3, 3),
+        pytest.param(3, 4, 4, marks=pytest.mark.slow),
+        (3, 2, 5),
+        pytest.param(3, 1, 5, marks=pytest.mark.slow),
+    ],
     ids=["first", "delta", "anchor", "delta-again", "anchor-again"],
 )
 def test_killed_before_any_change_while_saving(

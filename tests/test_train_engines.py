@@ -154,6 +154,7 @@ def test_the_command_line_on_two_processes(ddp: Any, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out/offaxis.json").read_text())["processes"] == 2
 
 
+@pytest.mark.slow
 def test_masters_and_clipping_on_a_model_sharded_by_hand(fsdp: Any) -> None:
     for told in scene(fsdp, "by_hand"):
         assert all(told["sharded"])
@@ -168,6 +169,7 @@ def test_masters_and_clipping_on_a_model_sharded_by_hand(fsdp: Any) -> None:
         assert told["apart"] < 5e-6
 
 
+@pytest.mark.slow
 def test_a_leashed_sharded_run_resumes_exactly(fsdp: Any, ddp: Any) -> None:
     whole, again = scene(fsdp, "resumed", part="whole"), scene(fsdp, "resumed", part="again")
     for parts, unsharded in zip(whole, scene(ddp, "resumed", part="whole"), strict=True):
@@ -177,6 +179,7 @@ def test_a_leashed_sharded_run_resumes_exactly(fsdp: Any, ddp: Any) -> None:
     assert rows(again, "leash/beta") == rows(whole, "leash/beta")
 
 
+@pytest.mark.slow
 def test_no_small_step_is_lost_in_mixed_precision(fsdp: Any) -> None:
     """A bfloat16 base at a learning rate of 1e-6, of which bfloat16 weights would keep 1 %."""
     base = load_file(BASE / "model.safetensors")
@@ -190,6 +193,7 @@ def test_no_small_step_is_lost_in_mixed_precision(fsdp: Any) -> None:
         assert moved > 0.99 * sum(one.numel() for one in base.values())
 
 
+@pytest.mark.slow
 def test_the_elastic_leash_on_a_sharded_model(fsdp: Any, ddp: Any) -> None:
     for parts, whole in zip(scene(fsdp, "elastic"), scene(ddp, "elastic"), strict=True):
         alike(parts, whole)

@@ -60,7 +60,13 @@ def model(out: Path) -> dict[str, torch.Tensor]:
     return found
 
 
-@pytest.mark.parametrize("method", METHODS)
+_OFTEN = ("grpo", "dapo", "reinforce_pp", "sft")  # one of each trainer; the others are slow
+
+
+@pytest.mark.parametrize(
+    "method",
+    [one if one in _OFTEN else pytest.param(one, marks=pytest.mark.slow) for one in METHODS],
+)
 def test_a_method_trains_and_can_be_repeated(method: str, tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     outcome = quietly(method, keys(method, first))

@@ -148,7 +148,7 @@ def test_labelled_pairs() -> None:
 
 def test_hostile_responses_end_and_harm_no_other() -> None:
     pairs = [pair for text in HOSTILE.values() for pair in ((text, "$x+7$"), FINE)]
-    with MathVerifier(timeout_s=1.0) as verifier:
+    with MathVerifier(timeout_s=3.0) as verifier:  # a busy machine is no hostile response
         verifier.mark([FINE])
         started = time.monotonic()
         marks = verifier.mark(pairs)

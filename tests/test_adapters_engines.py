@@ -137,6 +137,7 @@ def test_fsdp2_is_one_process_with_the_whole_batch(name: str, fsdp: Told, tmp_pa
     loads(fsdp, name)
 
 
+@pytest.mark.slow
 def test_what_cannot_train_sharded_is_refused_before_it_starts(fsdp: Told) -> None:
     for said in scene(fsdp.found, "refused"):
         assert "adalora under FSDP: ranks are allocated over whole" in said["adalora"]

@@ -124,6 +124,7 @@ def test_a_full_directory_is_refused_at_once(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["x"]
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
     with subprocess.Popen(
         [*DEMO, "--out", str(tmp_path / "out")], stderr=subprocess.PIPE, text=True

@@ -301,6 +301,7 @@ def run_hub(cache: Path, source: str, cwd: Path) -> subprocess.CompletedProcess[
     )
 
 
+@pytest.mark.slow
 def test_hub_id_offline(tmp_path):
     cache = hub_cache(tmp_path / "cache")
     expected = float(STATE["a.weight"].sum())

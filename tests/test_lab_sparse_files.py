@@ -52,6 +52,7 @@ def test_a_saved_study_reads_back_the_same_and_draws(
         assert pl.read_parquet(saved / f"{name}.parquet").equals(getattr(study, name))
 
 
+@pytest.mark.slow
 def test_the_command_prints_markdown_json_and_plain_tables(saved: Path) -> None:
     text = run(build(), ["lab", "sparse", str(saved), "--markdown"])
     assert text.output == (saved / "sparse.md").read_text()
@@ -64,6 +65,7 @@ def test_the_command_prints_markdown_json_and_plain_tables(saved: Path) -> None:
     assert "principal" in plain.output
 
 
+@pytest.mark.slow
 def test_marked_tables_of_a_text_are_made_new(saved: Path, tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- block: tickets -->\nold\n<!-- end -->\nafter\n")

@@ -43,7 +43,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 
 
 @pytest.mark.parametrize(
-    ("strategy", "optim"), [("projected", "adamw_torch"), ("compressed", "adamw_torch_fused")]
+    ("strategy", "optim"),
+    [
+        ("projected", "adamw_torch"),
+        pytest.param("compressed", "adamw_torch_fused", marks=pytest.mark.slow),
+    ],
 )
 def test_frozen_entries_stay_whatever_their_gradients(
     strategy: str, optim: str, tmp_path: Path
@@ -95,7 +99,10 @@ def test_the_full_mask_is_no_mask(optim: str, runs: Runs) -> None:
         assert rows[: len(rows) // 2] == rows[len(rows) // 2 :]
 
 
-@pytest.mark.parametrize(("refresh", "others"), [(0, "trained"), (20, "frozen")])
+@pytest.mark.parametrize(
+    ("refresh", "others"),
+    [(0, "trained"), pytest.param(20, "frozen", marks=pytest.mark.slow)],
+)
 def test_both_strategies_give_the_same_bits(refresh: int, others: str, runs: Runs) -> None:
     one, _ = runs("projected", others=others, refresh_every=refresh)
     two, compressed = runs("compressed", others=others, refresh_every=refresh)

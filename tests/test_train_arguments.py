@@ -156,6 +156,7 @@ def offaxis(*words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_a_dry_run_prints_everything_and_writes_nothing(tmp_path: Path) -> None:
     out = tmp_path / "out"
     path = config(tmp_path, output_dir=str(out), per_device_train_batch_size=16)

@@ -14,6 +14,7 @@ import argparse
 import json
 import sys
 import tempfile
+from contextlib import redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -35,14 +36,15 @@ def trained(method: str, recipe: str, out: Path, **settings: Any) -> tuple[Path,
     from offaxis.train import train
 
     flags = [f"--{name}={value}" for name, value in settings.items()]
-    outcome = train(
-        method,
-        RECIPES / f"{recipe}.yaml",
-        flags=[*flags, f"--model_name_or_path={BASE}", f"--output_dir={out}", "--kl_every=0",
-               "--logging_steps=1", "--save_strategy=no", "--disable_tqdm=true"],
-        sources={"lab": named_data},
-        tell=lambda _: None,
-    )  # fmt: skip
+    with redirect_stdout(sys.stderr):  # where the trainer prints its log
+        outcome = train(
+            method,
+            RECIPES / f"{recipe}.yaml",
+            flags=[*flags, f"--model_name_or_path={BASE}", f"--output_dir={out}", "--kl_every=0",
+                   "--logging_steps=1", "--save_strategy=no", "--disable_tqdm=true"],
+            sources={"lab": named_data},
+            tell=lambda _: None,
+        )  # fmt: skip
     return outcome.output, list(outcome.log)
 
 

@@ -1,4 +1,4 @@
-"""`offaxis lab table`, `plot` and the studies from `study` to `verdict`: what a queue has found."""
+"""`offaxis lab table`, `plot` and the studies from `study` to `predict`: what a queue has found."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,14 +10,10 @@ if TYPE_CHECKING:
 
     from polars import DataFrame
 
-    from offaxis.lab.causal import CausalStudy
     from offaxis.lab.methods import MethodTable
-    from offaxis.lab.peft import PeftStudy
     from offaxis.lab.queue import RunConfig, Store
     from offaxis.lab.saved import SavedStudy
-    from offaxis.lab.sparse import SparseStudy
     from offaxis.lab.study import Study
-    from offaxis.lab.verdict import VerdictStudy
 
 __all__ = ["add_row_commands", "print_json"]
 
@@ -38,7 +34,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the tables as JSON."
 
 def add_row_commands(app: typer.Typer) -> None:
     """Give `offaxis lab` its commands about rows."""
-    for command in (table, plot, study, methods, sparse, peft, causal, verdict):
+    for command in (table, plot, study, methods, sparse, peft, causal, verdict, predict):
         app.command()(command)
 
 
@@ -141,7 +137,7 @@ def plot(
 
 
 def _tell(
-    found: "Study | MethodTable | SparseStudy | PeftStudy | CausalStudy | VerdictStudy",
+    found: "Study | MethodTable | SavedStudy",
     *,
     as_markdown: bool,
     as_json: bool,
@@ -277,6 +273,34 @@ def verdict(
     _written(found, out, into, overwrite=overwrite)
     if write is not None:
         found.write(write)
+    _tell(found, as_markdown=as_markdown, as_json=as_json)
+
+
+def predict(
+    source: Source,
+    measure: Annotated[
+        bool,
+        typer.Option("--measure", help="First measure runs with kept checkpoints; goes on later."),
+    ] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Runs measured at a time.")] = 1,
+    out: Out = None,
+    overwrite: Overwrite = False,
+    into: Into = None,
+    as_markdown: Markdown = False,
+    as_json: AsJson = False,
+) -> None:
+    """Later weights predicted from early checkpoints, beside scaling, stopping and the real end."""
+    from offaxis.lab.predict import PredictStudy
+
+    if measure:
+        import sys
+
+        from offaxis.lab.predict.running import measure as measured
+
+        for line in measured(source, workers=workers):
+            print(line, file=sys.stderr, flush=True)
+    found = PredictStudy.read(source)
+    _written(found, out, into, overwrite=overwrite)
     _tell(found, as_markdown=as_markdown, as_json=as_json)
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import polars as pl
 
@@ -52,6 +52,14 @@ class SavedStudy(ABC):
     @abstractmethod
     def markdown(self) -> str:
         """All tables as Markdown, in named blocks."""
+
+    @abstractmethod
+    def tables(self) -> Iterator[tuple[str, pl.DataFrame]]:
+        """Titles and tables to read."""
+
+    @abstractmethod
+    def told(self) -> dict[str, Any]:
+        """What the command prints as JSON."""
 
     @abstractmethod
     def draw(self, out: Path) -> None:

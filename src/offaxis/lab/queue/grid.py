@@ -18,11 +18,13 @@ from offaxis.lab.training import METHODS, TrainingSettings
 from offaxis.masks.expression import parse
 from offaxis.train.adapters.methods import AdapterSpec
 
-__all__ = ["BASE_METHOD", "RunConfig", "distinct", "expand", "read_grid"]
+__all__ = ["BASE_METHOD", "LISTS", "RunConfig", "distinct", "expand", "read_grid"]
 
 BASE_METHOD = "base"
 """The method of the row that holds the untrained base's scores, one a task."""
 
+LISTS = ("save_at", "series")
+"""Settings of a run that are lists."""
 _STUDIES = Path(__file__).parent.parent / "studies"
 _ORDER = ("seed", "learning_rate", "task", "method", "mask", "adapter")
 """What varies slowest first, so that a queue that is stopped early has whole replications."""
@@ -47,6 +49,9 @@ class RunConfig:
     """Samples of each."""
     keep: bool = False
     """Keep the checkpoints."""
+    series: tuple[int, ...] = ()
+    """Further steps whose weights are saved, to be read later: neither scored nor measured, and
+    gone with the run unless `keep`."""
     mask: str = ""
     """Train only what this rule selects (`offaxis.masks.build`); a random one follows the run's
     seed unless it names its own. Nothing: all parameters are trained; "all": all matrices."""
@@ -72,7 +77,12 @@ class RunConfig:
         """The training side of the run, checked."""
         names = {field.name for field in fields(TrainingSettings)}
         given = {name: value for name, value in asdict(self).items() if name in names}
-        return TrainingSettings(**given)
+        saved = tuple(sorted({*self.save_at, *self.series}))
+        return TrainingSettings(**given | {"save_at": saved})
+
+    def scores(self, step: int) -> bool:
+        """Is the checkpoint of this step scored and measured?"""
+        return step in self.save_at or step == self.steps
 
     @property
     def twin(self) -> RunConfig | None:
@@ -106,7 +116,7 @@ class RunConfig:
         """
         later = (
             "mask", "twin_seed", "own_exam", "adapter", "mask_refresh", "optimizer", "dtype",
-            "edit",
+            "edit", "series",
         )  # fmt: skip
         plain = {one.name: one.default for one in fields(self)}  # absent from older identities
         told = {

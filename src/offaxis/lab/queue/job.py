@@ -102,7 +102,9 @@ def _measured(
     if config.twin is not None:
         twin = _trained(store, config.twin, work / "twin", ground, None).checkpoints[-1][1]
     mask = run_mask(config, ground, twin)
-    run = _trained(store, config, work, ground, mask)
+    whole = _trained(store, config, work, ground, mask)
+    scored = tuple(one for one in whole.checkpoints if config.scores(one[0]))
+    run = replace(whole, checkpoints=scored)
     found = []
     for step, directory in run.checkpoints:
         live = load_live(directory)

@@ -30,7 +30,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from offaxis.errors import InputError
-from offaxis.lab.queue.grid import RunConfig, distinct
+from offaxis.lab.queue.grid import LISTS, RunConfig, distinct
 
 __all__ = ["PATIENCE", "State", "Store", "digest", "is_held"]
 
@@ -141,7 +141,8 @@ class Store:
         try:
             told = json.loads(path.read_text())
             runs = tuple(
-                RunConfig(**(one | {"save_at": tuple(one["save_at"])})) for one in told["runs"]
+                RunConfig(**(one | {key: tuple(one[key]) for key in LISTS if key in one}))
+                for one in told["runs"]
             )
             return Store(directory, runs, told["base"])
         except (ValueError, KeyError, TypeError) as error:

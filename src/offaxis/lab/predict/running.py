@@ -1,0 +1,83 @@
+"""Measuring a queue's finished runs over the cores; what is measured already is left alone."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+import polars as pl
+import torch
+
+from offaxis.errors import InputError
+from offaxis.lab.predict.history import History
+from offaxis.lab.predict.measuring import measure_run
+from offaxis.lab.predict.rows import TABLES
+from offaxis.lab.queue import Store
+from offaxis.lab.queue.grid import BASE_METHOD, RunConfig
+from offaxis.lab.session import quiet_libraries
+from offaxis.output import staged_directory
+
+__all__ = ["measure", "read_measured"]
+
+
+def measure(directory: str | Path, *, workers: int = 1) -> Iterator[str]:
+    """Measure every finished run with kept checkpoints; yields a line when one is done.
+
+    Each run's tables appear whole in `predicted/RUN`, so that a kill loses the runs under way. Runs
+    are taken in the queue's order, which has whole replications first.
+    """
+    store = Store.open(Path(directory))
+    pending = [one for one in store.runs if _ready(store, one)]
+    if not pending:
+        return
+    context = multiprocessing.get_context("forkserver")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        jobs = {pool.submit(_measured, store.directory, one): one for one in pending}
+        for number, job in enumerate(as_completed(jobs), start=1):
+            config, seconds = jobs[job], job.result()
+            yield (
+                f"{number} of {len(jobs)}: {config.method} {config.task} seed {config.seed}, "
+                f"{seconds:.0f} s of CPU"
+            )
+
+
+def _place(store: Store, config: RunConfig) -> Path:
+    return store.directory / "predicted" / config.identity(store.base_digest)
+
+
+def _ready(store: Store, config: RunConfig) -> bool:
+    name = config.identity(store.base_digest)
+    done = config.method != BASE_METHOD and config.keep and store.row(name).is_file()
+    return done and not _place(store, config).is_dir()
+
+
+def _measured(directory: Path, config: RunConfig) -> float:
+    """One run in a process of its own, on one thread; returns its CPU seconds."""
+    torch.set_num_threads(1)
+    store = Store.open(directory)
+    started = sum(os.times()[:2])
+    with quiet_libraries():
+        tables = measure_run(History(store, config))
+    place = _place(store, config)
+    place.parent.mkdir(exist_ok=True)
+    with staged_directory(place) as staged:
+        for name, table in tables.items():
+            table.write_parquet(staged / f"{name}.parquet", compression="zstd")
+    return float(sum(os.times()[:2]) - started)
+
+
+def read_measured(directory: str | Path) -> dict[str, pl.DataFrame]:
+    """The tables of all runs measured so far. InputError where there are none."""
+    places = sorted((Path(directory) / "predicted").glob("*/models.parquet"))
+    if not places:
+        raise InputError(
+            f"{directory}: no run of it is measured yet; add --measure, with a queue whose runs "
+            "keep their checkpoints"
+        )
+    return {
+        name: pl.concat([pl.read_parquet(one.parent / f"{name}.parquet") for one in places])
+        for name in TABLES
+    }

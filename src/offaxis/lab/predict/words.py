@@ -1,0 +1,252 @@
+"""The study as Markdown: named blocks, each a caption and a table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from offaxis.lab.blocks import SIGNS, comparison_table, decimal, markdown_table, mean_cell
+from offaxis.lab.naming import NAMES
+from offaxis.lab.predict.candidates import CONTESTANTS, FRACTIONS, REACHES, REBUILT
+from offaxis.lab.predict.pooling import FULL, STOP
+from offaxis.lab.predict.questions import GROUPS, PREDICTION, QUESTIONS, RANK, SIDES
+
+if TYPE_CHECKING:
+    from offaxis.lab.predict import PredictStudy
+
+__all__ = ["blocks", "label"]
+
+_LABELS = {
+    STOP: "stop here",
+    FULL: "the run itself",
+    "rank 1": "rank 1, made as long as ΔW",
+    "rank 1, as is": "rank 1, as it is",
+    "rank 4": "rank 4, made as long as ΔW",
+    "all": "all directions",
+}
+Row = Mapping[str, Any]
+
+
+def label(arm: str) -> str:
+    """An arm as a reader knows it."""
+    return CONTESTANTS[arm].label if arm in CONTESTANTS else _LABELS[arm]
+
+
+def blocks(study: PredictStudy) -> dict[str, str]:
+    """Name -> caption and table."""
+    found = {"state": _state(study), "verdicts": _verdicts(study)}
+    for question in (PREDICTION, SIDES, RANK):
+        for group in GROUPS:
+            own = study.comparisons.filter(question=question.name, method=group.name)
+            kinds = {one: f"at {one}" for one in own["rates"].unique(maintain_order=True)}
+            caption = f"**{question.title}: {group.label}** (difference, 95 % interval, Holm's p)"
+            found[f"{question.name}-{group.name}"] = comparison_table(
+                caption, own, arm="predictor", label=label, kinds=kinds
+            )
+    for method in study.models["method"].unique(maintain_order=True):
+        found[f"table1-{method}"] = _table1(study, method)
+    return found | {"reach": _reach(study), "sides": _sides(study), "rank": _rank(study),
+                    "errors": _errors(study), "factors": _factors(study)}  # fmt: skip
+
+
+def _state(study: PredictStudy) -> str:
+    runs = study.models.unique("run")
+    counts = runs.group_by("method", "task", maintain_order=True).len().rows()
+    each = ", ".join(f"{NAMES[method]} {task} {count}" for method, task, count in counts)
+    made = study.models.filter(pl.col("kind") != "real", pl.col("refused").is_null()).height
+    refused = study.models.filter(pl.col("refused").is_not_null()).height
+    told = f"{runs.height} runs ({each}); {made} predicted and rebuilt models were scored"
+    return f"{told}, {refused} predictions were refused by their method." if refused else f"{told}."
+
+
+def _verdicts(study: PredictStudy) -> str:
+    """Each claim by fraction, and by group."""
+    words = {
+        (question, claim, rates, group): word
+        for question, claim, rates, group, word in study.verdicts.iter_rows()
+    }
+    places = [(group, f"{fraction:.0%}") for group in GROUPS for fraction in FRACTIONS]
+    rows = []
+    for question in QUESTIONS:
+        for number, claim in enumerate(question.claims):
+            cells = []
+            for group, rates in places:
+                at = "100%" if question is RANK else rates
+                word = words.get((question.name, claim.text, at, group.name))
+                repeated = question is RANK and rates != f"{FRACTIONS[0]:.0%}"
+                cells.append("" if repeated else SIGNS.get(word or "", "—"))
+            rows.append([question.title if not number else "", claim.text, *cells])
+    head = [f"{group.label}, {rates}" for group, rates in places]
+    return markdown_table(
+        "**What holds** (by the rule of `offaxis.lab.claims`)", ["question", "claim", *head], rows
+    )
+
+
+def _cell(row: Row | None) -> str:
+    return "—" if row is None else mean_cell(row)
+
+
+def _found(table: pl.DataFrame) -> Callable[..., Row | None]:
+    """A look-up of one row by its columns."""
+
+    def find(**where: Any) -> Row | None:
+        own = table.filter(**where)
+        return own.row(0, named=True) if own.height else None
+
+    return find
+
+
+def _table1(study: PredictStudy, method: str) -> str:
+    """Table 1's layout: fraction of training x predictor, a column a task, and what is beside."""
+    find = _found(study.scores.filter(method=method))
+    last = int(study.models["steps"].max())  # type: ignore[arg-type]
+    tasks = study.models["task"].unique(maintain_order=True).to_list()
+    rows = []
+
+    def add(stage: str, origin: int, arm: str) -> None:
+        at = {"origin": origin, "target": last, "predictor": arm}
+        cells = [_cell(find(**at, measure="accuracy", task=task)) for task in tasks]
+        cells += [_over(find(**at, measure="accuracy", task=task)) for task in tasks]
+        rows.append([stage, label(arm), *cells])
+
+    for fraction in FRACTIONS:
+        origin = round(fraction * last)
+        for number, arm in enumerate((STOP, *CONTESTANTS)):
+            add(f"{fraction:.0%} of training" if not number else "", origin, arm)
+    add("all of it", last, FULL)
+    head = ["stage", "model", *tasks, *(f"{task}, over stopping" for task in tasks)]
+    caption = (
+        f"**{NAMES[method]}** (avg@k on the judging problems, mean over seeds ± half of Student's "
+        "t interval; over stopping: paired by seed and problem, 95 %)"
+    )
+    return markdown_table(caption, head, rows)
+
+
+def _over(row: Row | None) -> str:
+    if row is None or row["over_stop"] is None:
+        return "—"
+    if row["over_stop_low"] is None:
+        return decimal(row["over_stop"], 3, "+")
+    low, high = (decimal(row[f"over_stop_{end}"], 3, "+") for end in ("low", "high"))
+    return f"{decimal(row['over_stop'], 3, '+')} [{low}, {high}]"
+
+
+def _reach(study: PredictStudy) -> str:
+    """Accuracy where the target is not the run's end."""
+    last = int(study.models["steps"].max())  # type: ignore[arg-type]
+    find = _found(study.scores.filter(measure="accuracy"))
+    arms = (STOP, *(name for name, one in CONTESTANTS.items() if one.everywhere), FULL)
+    rows = []
+    for method, task in study.models.select("method", "task").unique(maintain_order=True).rows():
+        for start, end in REACHES:
+            at = {"method": method, "task": task, "origin": round(start * last)}
+            at |= {"target": round(end * last)}
+            cells = [_cell(find(**at, predictor=arm)) for arm in arms]
+            rows.append([NAMES[method], task, f"{start:.0%} → {end:.0%}", *cells])
+    caption = "**Nearer targets** (avg@k, mean over seeds ± half of Student's t interval)"
+    return markdown_table(caption, ["method", "task", "from → to", *map(label, arms)], rows)
+
+
+def _sides(study: PredictStudy) -> str:
+    """Harder problems and forgetting at the largest fraction."""
+    last = int(study.models["steps"].max())  # type: ignore[arg-type]
+    origin = round(FRACTIONS[-1] * last)
+    find = _found(study.scores)
+    rows = []
+    for method, task in study.models.select("method", "task").unique(maintain_order=True).rows():
+        for arm in (STOP, *CONTESTANTS, FULL):
+            at = {"method": method, "task": task, "origin": origin, "target": last}
+            cells = [
+                _cell(find(**at, predictor=arm, measure=one))
+                for one in ("accuracy", "harder", "elsewhere")
+            ]
+            first = arm == STOP
+            rows.append([NAMES[method] if first else "", task if first else "", label(arm), *cells])
+    caption = (
+        f"**Beside the task, from {FRACTIONS[-1]:.0%} of the run** (accuracy; one difficulty up; "
+        "loss on the families not trained on, nats a token: more is forgetting)"
+    )
+    head = ["method", "task", "model", "accuracy", "harder", "loss elsewhere"]
+    return markdown_table(caption, head, rows)
+
+
+def _interval(row: Row | None, name: str) -> str:
+    if row is None or row[name] is None:
+        return "—"
+    low, high = decimal(row[f"{name}_low"], 2), decimal(row[f"{name}_high"], 2)
+    return f"{decimal(row[name], 2)} [{low}, {high}]"
+
+
+def _rank(study: PredictStudy) -> str:
+    """Both ways to tell how much of the run a rebuilt model has."""
+    find = _found(study.shares)
+    rows = []
+    for method, task in study.models.select("method", "task").unique(maintain_order=True).rows():
+        norms = study.norms.filter(method=method, task=task)
+        for number, arm in enumerate(REBUILT):
+            row = find(method=method, task=task, predictor=arm)
+            told = [_interval(row, "relative_accuracy"), _interval(row, "share_of_gain")]
+            own = norms.row(0, named=True) if norms.height and not number else None
+            beside = ["", ""] if own is None else [
+                f"{own['relative_update_norm']:.4f}", f"{own['rank1_norm_share']:.2f}"
+            ]  # fmt: skip
+            place = ["", ""] if number else [NAMES[method], task]
+            rows.append([*place, label(arm), *told, *beside])
+    caption = (
+        "**The final update's matrices rebuilt** (embeddings, norms and head at the base; 95 % "
+        "over problems and seeds; ‖ΔW‖/‖W₀‖ of all parameters, mean rank-1 norm share of matrices)"
+    )
+    head = ["method", "task", "kept", "relative accuracy", "share of the gain", "‖ΔW‖/‖W₀‖",
+            "σ₁/‖ΔW‖"]  # fmt: skip
+    return markdown_table(caption, head, rows)
+
+
+def _errors(study: PredictStudy) -> str:
+    """How far predicted weights are from the real ones, by predictor and fraction."""
+    rows = []
+    last = int(study.models["steps"].max())  # type: ignore[arg-type]
+    for group in GROUPS:
+        own = group.runs(study.models).filter(target=last)
+        for arm in CONTESTANTS:
+            cells: list[str] = []
+            for fraction in FRACTIONS:
+                found = own.filter(predictor=arm, origin=round(fraction * last))
+                found = found.filter(pl.col("relative_error").is_not_null())
+                cells += [_range(found[name]) for name in ("relative_error", "cosine")]
+            rows.append([group.label if arm == next(iter(CONTESTANTS)) else "", label(arm), *cells])
+    head = ["runs", "predictor"]
+    for fraction in FRACTIONS:
+        head += [f"error at {fraction:.0%}", f"cosine at {fraction:.0%}"]
+    caption = (
+        "**Predicted against real final weights** (‖θ̂ − θ‖/‖θ − θ_base‖ and the cosine of the two "
+        "updates; median over runs, lowest and highest)"
+    )
+    return markdown_table(caption, head, rows)
+
+
+def _range(values: pl.Series) -> str:
+    if values.is_empty():
+        return "—"
+    found: Sequence[float] = [values.median(), values.min(), values.max()]  # type: ignore[list-item]
+    middle, low, high = (decimal(one, 2) for one in found)
+    return f"{middle} ({low} to {high})"
+
+
+def _factors(study: PredictStudy) -> str:
+    """Reaches that the validation problems chose."""
+    rows = []
+    for method, task in study.models.select("method", "task").unique(maintain_order=True).rows():
+        own = study.models.filter(method=method, task=task)
+        for arm, one in CONTESTANTS.items():
+            if one.goal != "chosen":
+                continue
+            cells = []
+            for origin in own["origin"].filter(own["predictor"] == arm).unique().sort():
+                chosen = own.filter(predictor=arm, origin=origin)["factor"].drop_nulls().sort()
+                cells.append(", ".join(f"{factor:g}" for factor in chosen))
+            rows.append([NAMES[method], task, one.label, *cells])
+    caption = "**Factors chosen on the validation problems, seed by seed**"
+    head = ["method", "task", "predictor", *(f"at {fraction:.0%}" for fraction in FRACTIONS)]
+    return markdown_table(caption, head, rows)

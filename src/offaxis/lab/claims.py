@@ -78,9 +78,13 @@ class Claim:
     against: tuple[str, ...]
     measure: str = "accuracy"
     or_level: bool = False
-    """Is being level as good?"""
+    """Is being level as good? Then `direction` says which way is better."""
     margin: float | None = None
     """A difference that is nothing to speak of, where it is not that of `MARGINS`."""
+
+    def __post_init__(self) -> None:
+        if self.or_level and not self.direction:
+            raise ValueError(f"{self.text}: level or better needs to say which way is better")
 
     @property
     def slack(self) -> float:

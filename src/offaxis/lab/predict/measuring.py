@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
 
@@ -22,7 +22,7 @@ from offaxis.predict.rebuilding import RankK
 from offaxis.predict.relex import Relex
 from offaxis.predict.scale import LADDER, Scale
 
-__all__ = ["measure_run"]
+__all__ = ["Key", "asked", "measure_run", "missing"]
 
 Row = dict[str, Any]
 _LOSSES = ("mixture_loss", *(f"mixture_loss_{task}" for task in TASKS))
@@ -30,6 +30,14 @@ _CODE_TARGET = 1.7
 """What the authors' code aims at, as a multiple of the final score."""
 _PATIENCE = 2
 """Reaches of the ladder that may be worse than the best before the search ends."""
+
+
+class Key(NamedTuple):
+    """One model of the study."""
+
+    predictor: str
+    origin: int
+    target: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,13 +67,39 @@ class Bench:
         return self.real[step]
 
 
-def measure_run(history: History) -> dict[str, pl.DataFrame]:
-    """The tables `rows.TABLES` of one run."""
+def asked(last: int) -> list[Key]:
+    """Every model that is made of a run of `last` steps."""
+    steps = [round(fraction * last) for fraction in FRACTIONS]
+    found = [Key(name, origin, last) for origin in steps for name in CONTESTANTS]
+    found += [
+        Key(name, round(start * last), round(end * last))
+        for start, end in REACHES
+        for name, one in CONTESTANTS.items()
+        if one.everywhere
+    ]
+    return found + [Key(name, last, last) for name in REBUILT]
+
+
+def missing(last: int, models: pl.DataFrame | None) -> list[Key]:
+    """Those of `asked` that a run's table lacks."""
+    known = set() if models is None else set(models.select(Key._fields).rows())
+    return [key for key in asked(last) if tuple(key) not in known]
+
+
+def measure_run(
+    history: History, known: Mapping[str, pl.DataFrame] | None = None
+) -> dict[str, pl.DataFrame]:
+    """The tables `rows.TABLES` of one run. known: its tables so far, of which nothing is redone."""
     stand = Stand(history.store, history.config)
-    curve = history.curve(stand)
+    curve = known["curve"] if known else history.curve(stand)
     bench = Bench(history, stand, curve)
-    found = [*_real(bench), *_predicted(bench), *_rebuilt(bench)]
-    models = pl.DataFrame([{"run": history.name} | row for row in found], schema=MODELS)
+    last = round(FRACTIONS[-1] * bench.last)
+    rows = [] if known else list(_real(bench))
+    for key in missing(bench.last, known["models"] if known else None):
+        rows.append(_rebuilt(bench, key) if key.predictor in REBUILT else _row(bench, key, last))
+    models = pl.DataFrame([{"run": history.name} | row for row in rows], schema=MODELS)
+    if known:
+        models = pl.concat([known["models"], models])
     return {"curve": curve.select(pl.col(name).cast(kind) for name, kind in CURVE.items()),
             "models": models}  # fmt: skip
 
@@ -82,27 +116,17 @@ def _real(bench: Bench) -> Iterator[Row]:
         yield {"kind": "real", "origin": step, "target": step} | told
 
 
-def _predicted(bench: Bench) -> Iterator[Row]:
-    for fraction in FRACTIONS:
-        origin = bench.step(fraction)
-        for contestant in CONTESTANTS.values():
-            last = fraction == FRACTIONS[-1]
-            yield _row(bench, contestant, origin, bench.last, beyond=last)
-    for start, end in REACHES:
-        for contestant in CONTESTANTS.values():
-            if contestant.everywhere:
-                yield _row(bench, contestant, bench.step(start), bench.step(end), beyond=False)
-
-
-def _row(bench: Bench, who: Contestant, origin: int, target: int, *, beyond: bool) -> Row:
-    told: Row = {"kind": "predicted", "predictor": who.name, "origin": origin, "target": target}
+def _row(bench: Bench, key: Key, beyond: int) -> Row:
+    """One prediction. beyond: the origin from which the end's are scored beyond their task."""
+    told: Row = {"kind": "predicted"} | key._asdict()
     try:
-        updates, found = _made(bench, who, origin, target)
+        updates, found = _made(bench, CONTESTANTS[key.predictor], key.origin, key.target)
     except OffaxisError as error:  # a method may have nothing to say; that is a result
         return told | {"refused": str(error)}
     bench.stand.put(updates)
-    told |= found | bench.stand.judged() | against(updates, bench.update(target))
-    return told | bench.stand.beyond() if beyond else told
+    told |= found | bench.stand.judged() | against(updates, bench.update(key.target))
+    further = (key.origin, key.target) == (beyond, bench.last)
+    return told | bench.stand.beyond() if further else told
 
 
 def _made(bench: Bench, who: Contestant, origin: int, target: int) -> tuple[Updates, Row]:
@@ -163,13 +187,12 @@ _METHODS: Mapping[str, Callable[[float | None], Predictor]] = {
 """Method -> its predictor, told the score to reach."""
 
 
-def _rebuilt(bench: Bench) -> Iterator[Row]:
+def _rebuilt(bench: Bench, key: Key) -> Row:
     """The final update's matrices from a few of their directions, all else left at the base."""
-    real = bench.update(bench.last)
-    for name, predictor in REBUILT.items():
-        (updates,) = bench.history.predicted(
-            predictor, bench.last, curve=bench.curve, at=[float(bench.last)]
-        )
-        bench.stand.put(updates)
-        told = {"kind": "rebuilt", "predictor": name, "origin": bench.last, "target": bench.last}
-        yield told | bench.stand.judged() | bench.stand.beyond() | against(updates, real)
+    (updates,) = bench.history.predicted(
+        REBUILT[key.predictor], key.origin, curve=bench.curve, at=[float(key.target)]
+    )
+    bench.stand.put(updates)
+    told: Row = {"kind": "rebuilt"} | key._asdict()
+    real = bench.update(key.target)
+    return told | bench.stand.judged() | bench.stand.beyond() | against(updates, real)

@@ -13,7 +13,7 @@ import torch
 
 from offaxis.errors import InputError
 from offaxis.lab.predict.history import History
-from offaxis.lab.predict.measuring import measure_run
+from offaxis.lab.predict.measuring import measure_run, missing
 from offaxis.lab.predict.rows import TABLES
 from offaxis.lab.queue import Store
 from offaxis.lab.queue.grid import BASE_METHOD, RunConfig
@@ -27,7 +27,8 @@ def measure(directory: str | Path, *, workers: int = 1) -> Iterator[str]:
     """Measure every finished run with kept checkpoints; yields a line when one is done.
 
     Each run's tables appear whole in `predicted/RUN`, so that a kill loses the runs under way. Runs
-    are taken in the queue's order, which has whole replications first.
+    are taken in the queue's order, which has whole replications first. A contestant that is new
+    since then is measured alone.
     """
     store = Store.open(Path(directory))
     pending = [one for one in store.runs if _ready(store, one)]
@@ -49,9 +50,19 @@ def _place(store: Store, config: RunConfig) -> Path:
 
 
 def _ready(store: Store, config: RunConfig) -> bool:
+    """Is the run finished, and something of it still to be measured?"""
     name = config.identity(store.base_digest)
-    done = config.method != BASE_METHOD and config.keep and store.row(name).is_file()
-    return done and not _place(store, config).is_dir()
+    if config.method == BASE_METHOD or not config.keep or not store.row(name).is_file():
+        return False
+    known = _known(_place(store, config))
+    return bool(missing(config.steps, known and known["models"]))
+
+
+def _known(place: Path) -> dict[str, pl.DataFrame] | None:
+    """A run's tables so far."""
+    if not place.is_dir():
+        return None
+    return {name: pl.read_parquet(place / f"{name}.parquet") for name in TABLES}
 
 
 def _measured(directory: Path, config: RunConfig) -> float:
@@ -60,10 +71,10 @@ def _measured(directory: Path, config: RunConfig) -> float:
     store = Store.open(directory)
     started = sum(os.times()[:2])
     with quiet_libraries():
-        tables = measure_run(History(store, config))
-    place = _place(store, config)
+        place = _place(store, config)
+        tables = measure_run(History(store, config), _known(place))
     place.parent.mkdir(exist_ok=True)
-    with staged_directory(place) as staged:
+    with staged_directory(place, overwrite=True) as staged:
         for name, table in tables.items():
             table.write_parquet(staged / f"{name}.parquet", compression="zstd")
     return float(sum(os.times()[:2]) - started)

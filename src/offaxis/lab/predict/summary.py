@@ -124,8 +124,9 @@ def _share(arm: Any, full: Any, base: np.ndarray[Any, Any]) -> dict[str, Any]:
         ("share_of_gain", (one.mean() - base.mean(), whole.mean() - base.mean()),
          (drawn[0] - ground, drawn[1] - ground)),
     ):  # fmt: skip
-        low, high = np.quantile(values[0] / values[1], [0.025, 0.975])
         if float(np.quantile(values[1], 0.025)) <= 0:  # no gain to speak of: no share of it
             continue
+        some = values[1] > 0
+        low, high = np.quantile(values[0][some] / values[1][some], [0.025, 0.975])
         found |= {name: float(up / down), f"{name}_low": float(low), f"{name}_high": float(high)}
     return found

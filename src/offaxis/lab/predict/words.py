@@ -52,7 +52,7 @@ def blocks(study: PredictStudy) -> dict[str, str]:
 
 
 def _state(study: PredictStudy) -> str:
-    runs = study.models.unique("run")
+    runs = study.models.unique("run", maintain_order=True)
     counts = runs.group_by("method", "task", maintain_order=True).len().rows()
     each = ", ".join(f"{NAMES[method]} {task} {count}" for method, task, count in counts)
     made = study.models.filter(pl.col("kind") != "real", pl.col("refused").is_null()).height

@@ -1,0 +1,186 @@
+"""The prediction study on rows with known answers: pooling, claims, shares, pages, refusals."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from offaxis.errors import InputError
+from offaxis.lab.predict import PredictStudy
+from offaxis.lab.predict.candidates import CONTESTANTS, FRACTIONS
+from offaxis.lab.predict.exams import Validation, harder, judging, validation
+from offaxis.lab.predict.measuring import Key, asked, missing
+from offaxis.lab.predict.pooling import FULL, STOP, measured
+from offaxis.lab.predict.questions import QUESTIONS
+from offaxis.lab.predict.standing import against
+from offaxis.lab.queue import RunConfig, expand, read_grid
+from predict_rows import BASE, LAST, PROBLEMS, study
+
+STOPPED = {8: 0.55, 16: 0.6, 32: 0.65, 48: 0.7}
+
+
+def word(of: PredictStudy, claim: str, rates: str = "40%") -> str:
+    found = of.verdicts.filter(claim=claim, rates=rates, method="rl")
+    return str(found["word"].item())
+
+
+# Settings and exams
+
+
+def test_kept_steps_are_saved_and_not_scored_and_make_another_run() -> None:
+    plain = RunConfig(steps=12, save_at=(6, 12))
+    kept = replace(plain, series=(3, 9))
+    assert kept.settings().save_at == (3, 6, 9, 12)
+    assert [step for step in (3, 6, 9, 12) if kept.scores(step)] == [6, 12]
+    assert plain.identity("base") != kept.identity("base")
+    with pytest.raises(InputError, match="within the steps"):
+        expand([{"steps": 12, "save_at": [6], "series": [13]}])
+
+
+def test_the_study_keeps_five_seeds_of_every_method_on_both_tasks() -> None:
+    runs = [run for run in read_grid("predict") if run.method != "base"]
+    cells = {(run.method, run.task) for run in runs}
+    assert cells == {
+        (method, task)
+        for method in ("grpo", "dapo", "rloo", "sft", "distill")
+        for task in ("arithmetic", "countdown")
+    }
+    assert all(sum((r.method, r.task) == cell for r in runs) == 5 for cell in cells)
+    for run in runs:
+        steps = {*run.save_at, *run.series}
+        assert run.keep
+        assert steps == set(range(4, 81, 4))
+        assert {round(one * run.steps) for one in FRACTIONS} <= set(run.save_at)
+
+
+@pytest.mark.parametrize("task", ["arithmetic", "countdown"])
+def test_no_problem_is_in_two_exams(task: str) -> None:
+    config = RunConfig(task=task, problems=150)
+    judged = {one.prompt for one in judging(config).draw()}
+    chosen = {one.prompt for one in validation(config).draw()}
+    assert isinstance(validation(config), Validation)
+    assert (len(judged), len(chosen)) == (150, 100)
+    assert not judged & chosen
+    above = harder(config)
+    assert above is not None
+    assert above.difficulty == 3
+    assert harder(replace(config, difficulty=3)) is None
+
+
+# What is measured
+
+
+def test_a_new_contestant_alone_is_missing() -> None:
+    keys = asked(LAST)
+    assert len(set(keys)) == len(keys)
+    assert {key.origin for key in keys} == {8, 16, 32, LAST}
+    table = pl.DataFrame([key._asdict() for key in keys if key.predictor != "alpharl"])
+    assert missing(LAST, None) == keys
+    assert {key.predictor for key in missing(LAST, table)} == {"alpharl"}
+    assert Key("alpharl", 32, LAST) in missing(LAST, table)
+
+
+def test_a_prediction_is_held_against_the_real_update_over_all_its_tensors() -> None:
+    real = {"a": np.array([3.0, 0.0]), "b": np.array([[4.0]])}
+    half = {"a": np.array([1.5, 0.0]), "b": np.array([[2.0]])}
+    assert against(real, real) == pytest.approx({"relative_error": 0, "moved": 1, "cosine": 1})
+    assert against(half, real) == pytest.approx({"relative_error": 0.5, "moved": 0.5, "cosine": 1})
+    left_out = against({"a": np.array([3.0, 0.0])}, real)
+    assert left_out == pytest.approx({"relative_error": 0.8, "moved": 0.6, "cosine": 0.6})
+    assert np.isnan(against({}, real)["cosine"])
+
+
+def test_a_seed_counts_where_every_method_and_task_has_it() -> None:
+    whole = study({}, stop=STOPPED, full=0.8)
+    lacking = whole.models.filter(
+        ~((pl.col("run") == "dapo-countdown-2") & (pl.col("origin") == 8))
+    )
+    arms = ("scale", STOP, FULL)
+    table = measured(lacking, "accuracy", origin=8, target=LAST, arms=arms)
+    assert sorted(table["scale"]) == [0, 1, 3]
+    assert sorted(table[STOP]) == [0, 1, 3]
+    assert sorted(table[FULL]) == [0, 1, 2, 3]
+    assert all(one.shape == (6 * PROBLEMS,) for one in table["scale"].values())
+
+
+# Claims
+
+
+def test_what_is_planted_is_found() -> None:
+    shares = {"alpharl": 0.55, "relex": 0.8, "scale": 0.7, "scale_chosen": 0.81, "linear": 0.7}
+    found = study(shares | {"rank 1, as is": 0.6}, stop=STOPPED, full=0.8)
+    assert word(found, "RELEX is better than stopping") == "holds"
+    assert word(found, "RELEX is better than ΔW × target/origin") == "holds"
+    assert word(found, "AlphaRL is better than stopping") == "does not"
+    assert word(found, "AlphaRL is better than one factor on ΔW") == "does not"
+    assert word(found, "a chosen factor on ΔW is level with the full run, or better") == "holds"
+    assert word(found, "a chosen factor's gain carries to harder problems") == "holds"
+    assert word(found, "AlphaRL forgets more than the full run") == "holds"
+    end = "rank 1, as it is, is level with all directions, or better"
+    assert word(found, end, "100%") == "does not"
+
+
+def test_nothing_is_found_where_nothing_is() -> None:
+    same = dict.fromkeys(CONTESTANTS, 0.7)
+    found = study(same, stop=dict.fromkeys(STOPPED, 0.7), full=0.7)
+    better = [
+        claim.text
+        for question in QUESTIONS
+        for claim in question.claims
+        if claim.direction == 1 and claim.measure == "accuracy"
+    ]
+    assert better
+    assert "holds" not in {word(found, text) for text in better}
+
+
+def test_a_method_that_refused_leaves_its_claims_open() -> None:
+    found = study({}, stop=STOPPED, full=0.8, refused=["alpharl"])
+    assert word(found, "AlphaRL is better than stopping") == "cannot tell"
+    assert "refused by their method" in found.blocks()["state"]
+
+
+def test_share_of_the_gain_and_relative_accuracy_differ_as_they_should() -> None:
+    found = study({"scale": 0.65, "relex": BASE}, stop=STOPPED, full=0.8)
+    rows = found.shares.filter(method="grpo", task="arithmetic", origin=32)
+    told = {row["predictor"]: row for row in rows.iter_rows(named=True)}
+    assert told["scale"]["share_of_gain"] == pytest.approx(0.5, abs=0.1)
+    assert told["scale"]["relative_accuracy"] == pytest.approx(0.81, abs=0.05)
+    assert told["relex"]["share_of_gain"] == pytest.approx(0.0, abs=0.15)
+    assert told["relex"]["relative_accuracy"] > 0.55
+    assert told["scale"]["share_of_gain_low"] < told["scale"]["share_of_gain"]
+
+
+def test_no_share_of_a_gain_that_is_none() -> None:
+    found = study({"scale": 0.6}, stop=STOPPED, full=BASE)
+    rows = found.shares.filter(predictor="scale", origin=32)
+    assert rows["share_of_gain"].null_count() == rows.height
+    assert rows["relative_accuracy"].null_count() == 0
+
+
+# Files
+
+
+def test_the_study_is_saved_read_again_and_drawn(tmp_path: Path) -> None:
+    whole = study({"alpharl": 0.6}, stop=STOPPED, full=0.8, seeds=(0, 1))
+    place = whole.save(tmp_path / "study")
+    again = PredictStudy.read(place)
+    assert again.markdown() == whole.markdown()
+    assert (place / "fractions.svg").stat().st_size < 300_000
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- block: table1-grpo -->\n<!-- end -->\nafter\n")
+    again.refresh(page)
+    assert "| 40% of training | stop here |" in page.read_text()
+
+
+def test_tables_of_another_version_or_without_the_base_are_refused(tmp_path: Path) -> None:
+    whole = study({}, stop=STOPPED, full=0.8, seeds=(0,))
+    with pytest.raises(InputError, match="lack cosine"):
+        replace(whole, found=whole.found.drop("cosine")).check()
+    with pytest.raises(InputError, match="no row of the base for arithmetic, countdown"):
+        replace(whole, rows=whole.rows.filter(pl.col("method") != "base")).check()
+    with pytest.raises(InputError, match="neither a queue nor a saved study"):
+        PredictStudy.read(tmp_path)

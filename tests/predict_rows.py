@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from offaxis.lab.predict import PredictStudy
-from offaxis.lab.predict.candidates import CONTESTANTS, REBUILT
+from offaxis.lab.predict.candidates import CONTESTANTS, REBUILT, STOP
 from offaxis.lab.predict.measuring import asked
 from offaxis.lab.predict.rows import CURVE, MODELS
 from offaxis.lab.queue.rows import CHECKPOINT, RUN
@@ -98,6 +98,9 @@ def _models(
     for number, key in enumerate(asked(LAST)):
         told: dict[str, Any] = {"run": run} | key._asdict()
         told["kind"] = "rebuilt" if key.predictor in REBUILT else "predicted"
+        if key.predictor == STOP:
+            found.append(told | {"kind": "stopped", "relative_error": 0.8})
+            continue
         if key.predictor in refused:
             found.append(told | {"refused": "no scores"})
             continue

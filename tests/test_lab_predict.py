@@ -11,11 +11,11 @@ import pytest
 
 from offaxis.errors import InputError
 from offaxis.lab.predict import PredictStudy
-from offaxis.lab.predict.candidates import CONTESTANTS, FRACTIONS
+from offaxis.lab.predict.candidates import CONTESTANTS, FRACTIONS, STOP
 from offaxis.lab.predict.exams import Validation, harder, judging, validation
 from offaxis.lab.predict.measuring import Key, asked, missing
-from offaxis.lab.predict.pooling import FULL, STOP, measured
-from offaxis.lab.predict.questions import QUESTIONS
+from offaxis.lab.predict.pooling import FULL, measured
+from offaxis.lab.predict.questions import PREDICTION
 from offaxis.lab.predict.standing import against
 from offaxis.lab.queue import RunConfig, expand, read_grid
 from predict_rows import BASE, LAST, PROBLEMS, study
@@ -128,10 +128,7 @@ def test_nothing_is_found_where_nothing_is() -> None:
     same = dict.fromkeys(CONTESTANTS, 0.7)
     found = study(same, stop=dict.fromkeys(STOPPED, 0.7), full=0.7)
     better = [
-        claim.text
-        for question in QUESTIONS
-        for claim in question.claims
-        if claim.direction == 1 and claim.measure == "accuracy"
+        claim.text for claim in PREDICTION.claims if claim.direction == 1 and not claim.or_level
     ]
     assert better
     assert "holds" not in {word(found, text) for text in better}

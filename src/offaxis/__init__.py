@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from offaxis import delta, gates, intervene, masks, train
+    from offaxis import delta, gates, intervene, masks, predict, train
     from offaxis.checkpoint import Checkpoint, describe, open_checkpoint
     from offaxis.comparison import Comparison, ManyComparison, compare, compare_manifest
     from offaxis.errors import OffaxisError
@@ -28,6 +28,7 @@ __all__ = [
     "intervene",
     "masks",
     "open_checkpoint",
+    "predict",
     "train",
 ]
 
@@ -41,7 +42,7 @@ _HOME = {
     "describe": "offaxis.checkpoint",
     "open_checkpoint": "offaxis.checkpoint",
 }
-_MODULES = frozenset({"delta", "gates", "intervene", "masks", "train"})
+_MODULES = frozenset({"delta", "gates", "intervene", "masks", "predict", "train"})
 
 
 def __getattr__(name: str) -> Any:

@@ -8,12 +8,21 @@ from typing import Literal
 
 from offaxis.predict.rebuilding import RankK
 
-__all__ = ["CONTESTANTS", "FRACTIONS", "REACHES", "REBUILT", "Contestant"]
+__all__ = ["CONTESTANTS", "FRACTIONS", "REACHES", "REBUILT", "STOP", "Contestant", "places"]
 
 FRACTIONS = (0.1, 0.2, 0.4)
 """Of the run, after which its last weights are predicted."""
 REACHES = ((0.2, 0.4), (0.2, 0.6), (0.4, 0.6))
 """Further origins and targets, to see how far ahead a method holds."""
+STOP = "stop"
+"""The last checkpoint that was seen, as it is."""
+
+
+def places(last: int) -> list[tuple[int, int]]:
+    """Origins and targets of a run of `last` steps."""
+    ends = [(round(fraction * last), last) for fraction in FRACTIONS]
+    return ends + [(round(start * last), round(end * last)) for start, end in REACHES]
+
 
 Goal = Literal["step", "chosen", "extrapolated", "oracle"]
 """What tells a prediction how far to go: the number of the step; the validation problems, on which

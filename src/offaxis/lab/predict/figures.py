@@ -8,7 +8,8 @@ import polars as pl
 
 from offaxis.lab.naming import NAMES
 from offaxis.lab.plots import COLOURS, new_figure
-from offaxis.lab.predict.pooling import FULL, STOP
+from offaxis.lab.predict.candidates import STOP
+from offaxis.lab.predict.pooling import FULL
 from offaxis.lab.predict.words import label
 
 if TYPE_CHECKING:

@@ -74,23 +74,20 @@ class History:
             rows.append(told | right(sitting))
         return pl.DataFrame(rows)
 
+    def timeline(self, origin: int, curve: pl.DataFrame, at: float) -> Timeline:
+        """Steps and validation scores up to `origin`; later ones are not handed over."""
+        scores = dict(curve.select("step", "validation").iter_rows())
+        steps = [step for step in self.paths if step <= origin]
+        known = np.array([scores[step] for step in steps], dtype=np.float64)
+        return Timeline(np.array(steps, dtype=np.float64), at, known, scores[0])
+
     def predicted(
         self, predictor: Predictor, origin: int, *, curve: pl.DataFrame, at: list[float]
     ) -> Iterator[Updates]:
-        """What a method makes of the checkpoints up to `origin`, for each of some steps.
-
-        Scores after `origin` are not handed over.
-        """
-        known = self.until(origin)
-        scores = dict(curve.select("step", "validation").iter_rows())
-        steps = [step for step in self.paths if step <= origin]
-        timeline = Timeline(
-            np.array(steps, dtype=np.float64),
-            at[0],
-            np.array([scores[step] for step in steps]),
-            scores[0],
-        )
-        fits = {trail.name: predictor.fit(trail, timeline) for trail in known.trails()}
+        """What a method makes of the checkpoints up to `origin`, for each of some steps."""
+        timeline = self.timeline(origin, curve, at[0])
+        trails = self.until(origin).trails(cut=predictor.cuts)
+        fits = {trail.name: predictor.fit(trail, timeline) for trail in trails}
         for step in at:
             updates = {name: fit.update(step) for name, fit in fits.items()}
             yield {name: one for name, one in updates.items() if one is not None}

@@ -9,13 +9,21 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from offaxis.errors import OffaxisError
-from offaxis.lab.predict.candidates import CONTESTANTS, FRACTIONS, REACHES, REBUILT, Contestant
+from offaxis.lab.predict.candidates import (
+    CONTESTANTS,
+    FRACTIONS,
+    REBUILT,
+    STOP,
+    Contestant,
+    places,
+)
 from offaxis.lab.predict.history import History
 from offaxis.lab.predict.rows import CURVE, MODELS
 from offaxis.lab.predict.standing import Stand, Updates, against
 from offaxis.lab.queue.rows import by_checkpoint, read_rows
 from offaxis.lab.tasks import TASKS
-from offaxis.predict.curve import fit_curve
+from offaxis.predict.alpharl import AlphaRL
+from offaxis.predict.goal import Goal
 from offaxis.predict.linear import Linear
 from offaxis.predict.methods import Predictor
 from offaxis.predict.rebuilding import RankK
@@ -26,8 +34,6 @@ __all__ = ["Key", "asked", "measure_run", "missing"]
 
 Row = dict[str, Any]
 _LOSSES = ("mixture_loss", *(f"mixture_loss_{task}" for task in TASKS))
-_CODE_TARGET = 1.7
-"""What the authors' code aims at, as a multiple of the final score."""
 _PATIENCE = 2
 """Reaches of the ladder that may be worse than the best before the search ends."""
 
@@ -69,14 +75,14 @@ class Bench:
 
 def asked(last: int) -> list[Key]:
     """Every model that is made of a run of `last` steps."""
-    steps = [round(fraction * last) for fraction in FRACTIONS]
-    found = [Key(name, origin, last) for origin in steps for name in CONTESTANTS]
-    found += [
-        Key(name, round(start * last), round(end * last))
-        for start, end in REACHES
-        for name, one in CONTESTANTS.items()
-        if one.everywhere
-    ]
+    found: list[Key] = []
+    for origin, target in places(last):
+        found.append(Key(STOP, origin, target))
+        found += [
+            Key(name, origin, target)
+            for name, one in CONTESTANTS.items()
+            if one.everywhere or target == last
+        ]
     return found + [Key(name, last, last) for name in REBUILT]
 
 
@@ -96,7 +102,12 @@ def measure_run(
     last = round(FRACTIONS[-1] * bench.last)
     rows = [] if known else list(_real(bench))
     for key in missing(bench.last, known["models"] if known else None):
-        rows.append(_rebuilt(bench, key) if key.predictor in REBUILT else _row(bench, key, last))
+        if key.predictor == STOP:
+            rows.append(_stopped(bench, key))
+        elif key.predictor in REBUILT:
+            rows.append(_rebuilt(bench, key))
+        else:
+            rows.append(_row(bench, key, last))
     models = pl.DataFrame([{"run": history.name} | row for row in rows], schema=MODELS)
     if known:
         models = pl.concat([known["models"], models])
@@ -116,6 +127,12 @@ def _real(bench: Bench) -> Iterator[Row]:
         yield {"kind": "real", "origin": step, "target": step} | told
 
 
+def _stopped(bench: Bench, key: Key) -> Row:
+    """What stopping at the origin leaves between the weights; its scores are the checkpoint's."""
+    found = against(bench.update(key.origin), bench.update(key.target))
+    return {"kind": "stopped"} | key._asdict() | found
+
+
 def _row(bench: Bench, key: Key, beyond: int) -> Row:
     """One prediction. beyond: the origin from which the end's are scored beyond their task."""
     told: Row = {"kind": "predicted"} | key._asdict()
@@ -130,19 +147,22 @@ def _row(bench: Bench, key: Key, beyond: int) -> Row:
 
 
 def _made(bench: Bench, who: Contestant, origin: int, target: int) -> tuple[Updates, Row]:
-    """The predicted update, and what its goal was."""
+    """The predicted update, and the score that it aims at."""
     if who.goal == "chosen":
         return _chosen(bench, who, origin)
-    goal, at = None, float(target)
-    if who.goal == "extrapolated":
-        known = bench.curve.filter(pl.col("step").is_between(1, origin))
-        steps, scores = known["step"].to_list(), known["validation"].to_list()
-        curve = fit_curve(steps, scores, base=bench.validation(0))
-        goal = curve.at(target)[0]
-    elif who.goal == "oracle":
-        goal = bench.validation(target) * (_CODE_TARGET if who.method == "alpharl-code" else 1)
-    (updates,) = _asked(bench, who, origin, [at], goal)
-    return updates, {"goal": goal}
+    predictor = _METHODS[who.method](_goal(bench, who, target))
+    aims: float | None = None
+    if isinstance(predictor, AlphaRL) and who.goal != "step":
+        timeline = bench.history.timeline(origin, bench.curve, float(target))
+        aims = predictor.factor * predictor.target.target(timeline).value
+    (updates,) = bench.history.predicted(predictor, origin, curve=bench.curve, at=[float(target)])
+    return updates, {"goal": aims}
+
+
+def _goal(bench: Bench, who: Contestant, target: int) -> Goal:
+    if who.goal == "oracle":
+        return Goal("oracle", bench.validation(target))
+    return Goal("extrapolated" if who.goal == "extrapolated" else "step")
 
 
 def _chosen(bench: Bench, who: Contestant, origin: int) -> tuple[Updates, Row]:
@@ -152,7 +172,8 @@ def _chosen(bench: Bench, who: Contestant, origin: int) -> tuple[Updates, Row]:
     """
     best: tuple[float, float, Updates] | None = None
     worse = 0
-    reaches = _asked(bench, who, origin, [origin * factor for factor in LADDER], None)
+    predictor, at = _METHODS[who.method](Goal("step")), [origin * factor for factor in LADDER]
+    reaches = bench.history.predicted(predictor, origin, curve=bench.curve, at=at)
     for factor, updates in zip(LADDER, reaches, strict=True):
         bench.stand.put(updates)
         score = bench.stand.validation().score.value
@@ -166,25 +187,15 @@ def _chosen(bench: Bench, who: Contestant, origin: int) -> tuple[Updates, Row]:
     return best[2], {"validation": best[0], "factor": best[1]}
 
 
-def _asked(
-    bench: Bench, who: Contestant, origin: int, at: list[float], goal: float | None
-) -> Iterator[Updates]:
-    return bench.history.predicted(_METHODS[who.method](goal), origin, curve=bench.curve, at=at)
-
-
-def _alpharl(goal: float | None) -> Predictor:
-    return AlphaRL(goal=STEP if goal is None else given(goal))
-
-
-_METHODS: Mapping[str, Callable[[float | None], Predictor]] = {
+_METHODS: Mapping[str, Callable[[Goal], Predictor]] = {
     "scale": lambda _: Scale(),
     "linear": lambda _: Linear(),
     "relex": lambda _: Relex(),
     "rank": lambda _: RankK(),
-    "alpharl": _alpharl,
-    "alpharl-code": lambda goal: AlphaRL(variant="code", goal=given(goal or 1.0)),
+    "alpharl": lambda goal: AlphaRL(target=goal),
+    "alpharl-code": lambda goal: AlphaRL("code", goal),
 }
-"""Method -> its predictor, told the score to reach."""
+"""Method -> its predictor."""
 
 
 def _rebuilt(bench: Bench, key: Key) -> Row:

@@ -12,12 +12,13 @@ import polars as pl
 from numpy.typing import NDArray
 
 from offaxis.lab.claims import Measured
+from offaxis.lab.predict.candidates import STOP
 from offaxis.lab.tasks import TASKS
 
-__all__ = ["FULL", "RL", "STOP", "TUNING", "Group", "measured", "with_settings"]
+__all__ = ["FULL", "RL", "TUNING", "Group", "measured", "with_settings"]
 
-STOP, FULL = "stop", "full"
-"""Arms that are the run's own checkpoints: at the origin, and at the target."""
+FULL = "full"
+"""The arm that is the run's own checkpoint at the target; `STOP` is the one at the origin."""
 
 RL = ("grpo", "dapo", "rloo")
 TUNING = ("sft", "distill")

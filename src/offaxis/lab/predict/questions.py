@@ -8,8 +8,8 @@ from typing import Any
 import polars as pl
 
 from offaxis.lab.claims import Claim, as_row, columns, compared, verdict
-from offaxis.lab.predict.candidates import FRACTIONS
-from offaxis.lab.predict.pooling import FULL, RL, STOP, TUNING, Group, measured
+from offaxis.lab.predict.candidates import FRACTIONS, STOP
+from offaxis.lab.predict.pooling import FULL, RL, TUNING, Group, measured
 
 __all__ = [
     "COMPARISONS",

@@ -55,7 +55,7 @@ def _ready(store: Store, config: RunConfig) -> bool:
     if config.method == BASE_METHOD or not config.keep or not store.row(name).is_file():
         return False
     known = _known(_place(store, config))
-    return bool(missing(config.steps, known and known["models"]))
+    return bool(missing(config.steps, known["models"] if known else None))
 
 
 def _known(place: Path) -> dict[str, pl.DataFrame] | None:

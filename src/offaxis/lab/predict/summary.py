@@ -10,8 +10,8 @@ import polars as pl
 
 from offaxis.comparison.sampling import student_t
 from offaxis.lab.paired import difference, resamples
-from offaxis.lab.predict.candidates import CONTESTANTS, FRACTIONS, REACHES, REBUILT
-from offaxis.lab.predict.pooling import FULL, MEASURES, STOP, measured
+from offaxis.lab.predict.candidates import CONTESTANTS, REBUILT, STOP, places
+from offaxis.lab.predict.pooling import FULL, MEASURES, measured
 
 __all__ = ["SCORES", "SHARES", "scores", "shares"]
 
@@ -52,11 +52,9 @@ SHARES = {
 
 def _places(last: int) -> Iterator[tuple[int, int, tuple[str, ...]]]:
     """Origins, targets and the arms that are there."""
-    for fraction in FRACTIONS:
-        yield round(fraction * last), last, (STOP, *CONTESTANTS, FULL)
-    some = tuple(name for name, one in CONTESTANTS.items() if one.everywhere)
-    for start, end in REACHES:
-        yield round(start * last), round(end * last), (STOP, *some, FULL)
+    for origin, target in places(last):
+        arms = [name for name, one in CONTESTANTS.items() if one.everywhere or target == last]
+        yield origin, target, (STOP, *arms, FULL)
     yield last, last, (*REBUILT, FULL)
 
 

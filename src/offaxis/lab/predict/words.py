@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import polars as pl
 
 from offaxis.lab.blocks import SIGNS, comparison_table, decimal, markdown_table, mean_cell
 from offaxis.lab.naming import NAMES
-from offaxis.lab.predict.candidates import CONTESTANTS, FRACTIONS, REACHES, REBUILT
-from offaxis.lab.predict.pooling import FULL, STOP
+from offaxis.lab.paired import difference
+from offaxis.lab.predict.candidates import CONTESTANTS, FRACTIONS, REBUILT, STOP, places
+from offaxis.lab.predict.pooling import FULL, measured
 from offaxis.lab.predict.questions import GROUPS, PREDICTION, QUESTIONS, RANK, SIDES
 
 if TYPE_CHECKING:
@@ -47,8 +49,9 @@ def blocks(study: PredictStudy) -> dict[str, str]:
             )
     for method in study.models["method"].unique(maintain_order=True):
         found[f"table1-{method}"] = _table1(study, method)
-    return found | {"reach": _reach(study), "sides": _sides(study), "rank": _rank(study),
-                    "errors": _errors(study), "factors": _factors(study)}  # fmt: skip
+    found |= {f"reach-{one}": _reach(study, one) for one in _REACHES}
+    return found | {"sides": _sides(study), "rank": _rank(study), "errors": _errors(study),
+                    "factors": _factors(study)}  # fmt: skip
 
 
 def _state(study: PredictStudy) -> str:
@@ -133,20 +136,50 @@ def _over(row: Row | None) -> str:
     return f"{decimal(row['over_stop'], 3, '+')} [{low}, {high}]"
 
 
-def _reach(study: PredictStudy) -> str:
-    """Accuracy where the target is not the run's end."""
+def _reach(study: PredictStudy, measure: str) -> str:
+    """How far ahead: by the ratio of target to origin, over all runs of a group."""
     last = int(study.models["steps"].max())  # type: ignore[arg-type]
-    find = _found(study.scores.filter(measure="accuracy"))
-    arms = (STOP, *(name for name, one in CONTESTANTS.items() if one.everywhere), FULL)
+    order = sorted(places(last), key=lambda one: one[1] / one[0])
+    arms = (STOP, *(name for name, one in CONTESTANTS.items() if one.goal != "chosen"))
     rows = []
-    for method, task in study.models.select("method", "task").unique(maintain_order=True).rows():
-        for start, end in REACHES:
-            at = {"method": method, "task": task, "origin": round(start * last)}
-            at |= {"target": round(end * last)}
-            cells = [_cell(find(**at, predictor=arm)) for arm in arms]
-            rows.append([NAMES[method], task, f"{start:.0%} → {end:.0%}", *cells])
-    caption = "**Nearer targets** (avg@k, mean over seeds ± half of Student's t interval)"
-    return markdown_table(caption, ["method", "task", "from → to", *map(label, arms)], rows)
+    for group in GROUPS:
+        own = group.runs(study.models)
+        for arm in arms:
+            cells = [_REACHED[measure](own, arm, *place) for place in order]
+            rows.append([group.label if arm == STOP else "", label(arm), *cells])
+    head = [f"×{target / origin:.2g} ({origin} → {target})" for origin, target in order]
+    return markdown_table(_REACHES[measure], ["runs", "model", *head], rows)
+
+
+_REACHES = {
+    "accuracy": "**How far ahead: accuracy of the prediction minus that of the real target** (all "
+    "runs of a group, paired by seed and problem, 95 %)",
+    "weights": "**How far ahead: weights** (1 − ‖θ̂ − θ‖/‖θ_origin − θ‖: 1 exact, 0 no nearer to "
+    "the target than the last checkpoint that was seen; median over runs, lowest and highest)",
+}
+
+
+def _apart(models: pl.DataFrame, arm: str, origin: int, target: int) -> str:
+    table = measured(models, "accuracy", origin=origin, target=target, arms=(arm, FULL))
+    shared = sorted(table[arm].keys() & table[FULL].keys())
+    if not shared:
+        return "—"
+    one, other = (np.stack([table[name][seed] for seed in shared]) for name in (arm, FULL))
+    found = difference(one, other, draws=2000)
+    if found.low is None or found.high is None:
+        return decimal(found.value, 3, "+")
+    ends = f"[{decimal(found.low, 3, '+')}, {decimal(found.high, 3, '+')}]"
+    return f"{decimal(found.value, 3, '+')} {ends}"
+
+
+def _nearer(models: pl.DataFrame, arm: str, origin: int, target: int) -> str:
+    own = models.filter(origin=origin, target=target).select("run", "predictor", "relative_error")
+    stopped = own.filter(predictor=STOP).rename({"relative_error": "left"})
+    found = own.filter(predictor=arm).join(stopped, on="run")
+    return _range((1 - found["relative_error"] / found["left"]).drop_nulls())
+
+
+_REACHED = {"accuracy": _apart, "weights": _nearer}
 
 
 def _sides(study: PredictStudy) -> str:

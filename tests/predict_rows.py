@@ -11,7 +11,7 @@ import polars as pl
 from offaxis.lab.predict import PredictStudy
 from offaxis.lab.predict.candidates import CONTESTANTS, REBUILT, STOP
 from offaxis.lab.predict.measuring import asked
-from offaxis.lab.predict.rows import CURVE, MODELS
+from offaxis.lab.predict.rows import CURVE, LINEARITY, MODELS
 from offaxis.lab.queue.rows import CHECKPOINT, RUN
 
 PROBLEMS, SAMPLES, LAST = 60, 8, 80
@@ -53,6 +53,7 @@ def study(
         pl.DataFrame(rows, schema=schema),
         pl.DataFrame(curve, schema=CURVE),
         pl.DataFrame(models, schema=MODELS),
+        pl.DataFrame(_lines([row["run"] for row in rows]), schema=LINEARITY),
     )
 
 
@@ -108,3 +109,15 @@ def _models(
         told["factor"] = 2.0 if chosen else None
         found.append(told | scored(shares.get(key.predictor, full), number))
     return found
+
+
+def _lines(runs: Sequence[str]) -> list[dict[str, Any]]:
+    """R² alike to that of walks, of all matrices and of one role."""
+    told = {"matrices": 4, "r2": 0.9, "walk_r2": 0.89, "q2": 0.8, "walk_q2": 0.79, "step_q2": 0.95}
+    return [
+        {"run": run, "kind": kind, "role": role} | told
+        for run in runs
+        if not run.startswith("base")
+        for kind in ("raw", "scaled")
+        for role in (None, "q_proj")
+    ]

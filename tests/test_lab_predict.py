@@ -173,6 +173,13 @@ def test_the_study_is_saved_read_again_and_drawn(tmp_path: Path) -> None:
     assert "| 40% of training | stop here |" in page.read_text()
 
 
+def test_lines_stand_beside_walks() -> None:
+    found = study({}, stop=STOPPED, full=0.8, seeds=(0, 1)).blocks()
+    row = next(line for line in found["lines-raw"].splitlines() if line.startswith("| GRPO"))
+    assert [cell.strip() for cell in row.split("|")][3:7] == ["0.900", "0.890", "0.800", "0.790"]
+    assert "0.900 (0.890)" in found["lines-roles"]
+
+
 def test_tables_of_another_version_or_without_the_base_are_refused(tmp_path: Path) -> None:
     whole = study({}, stop=STOPPED, full=0.8, seeds=(0,))
     with pytest.raises(InputError, match="lack cosine"):

@@ -12,9 +12,10 @@ import numpy as np
 import polars as pl
 
 from offaxis.errors import InputError
+from offaxis.lab.predict.linearity import means
 from offaxis.lab.predict.pooling import with_settings
 from offaxis.lab.predict.questions import answers, verdicts
-from offaxis.lab.predict.rows import TABLES
+from offaxis.lab.predict.rows import NUMBERS, SHARES, TABLES
 from offaxis.lab.predict.running import read_measured
 from offaxis.lab.predict.summary import scores, shares
 from offaxis.lab.predict.words import blocks
@@ -34,9 +35,11 @@ class PredictStudy(SavedStudy):
     """`rows.CURVE`."""
     found: pl.DataFrame
     """`rows.MODELS`."""
+    linearity: pl.DataFrame
+    """`rows.LINEARITY`."""
 
     name = "predict"
-    saved = ("curve", "found")
+    saved = ("curve", "found", "linearity")
 
     @classmethod
     def read(cls, source: str | Path) -> Self:
@@ -47,7 +50,7 @@ class PredictStudy(SavedStudy):
         path = Path(source)
         if (path / "queue.json").is_file():
             tables = read_measured(path)
-            study = cls(read_rows(path), tables["curve"], tables["models"])
+            study = cls(read_rows(path), *(tables[name] for name in TABLES))
         else:
             files = [path / f"{name}.parquet" for name in ("runs", *cls.saved)]
             if absent := [file.name for file in files if not file.is_file()]:
@@ -61,7 +64,8 @@ class PredictStudy(SavedStudy):
 
     def check(self) -> None:
         """InputError for tables of another version, or rows without the base."""
-        for table, schema in ((self.curve, TABLES["curve"]), (self.found, TABLES["models"])):
+        measured = (self.curve, self.found, self.linearity)
+        for table, schema in zip(measured, TABLES.values(), strict=True):
             if absent := sorted(set(schema) - set(table.columns)):
                 raise InputError(
                     f"these tables lack {', '.join(absent)}, so they are of another version; "
@@ -105,6 +109,13 @@ class PredictStudy(SavedStudy):
         return last.group_by("method", "task", maintain_order=True).agg(
             pl.col("relative_update_norm", "rank1_norm_share", "avg").mean()
         )
+
+    @cached_property
+    def lines(self) -> pl.DataFrame:
+        """`linearity.means` over seeds."""
+        measures = [*NUMBERS, *SHARES, "step_r2", "step_q2", "embedding_shift"]
+        told = self.rows.select("run", "method", "task")
+        return means(self.linearity.join(told, on="run"), measures)
 
     @cached_property
     def comparisons(self) -> pl.DataFrame:

@@ -18,6 +18,7 @@ from offaxis.lab.predict.candidates import (
     places,
 )
 from offaxis.lab.predict.history import History
+from offaxis.lab.predict.linearity import linear
 from offaxis.lab.predict.rows import CURVE, MODELS
 from offaxis.lab.predict.standing import Stand, Updates, against
 from offaxis.lab.queue.rows import by_checkpoint, read_rows
@@ -87,7 +88,7 @@ def asked(last: int) -> list[Key]:
 
 
 def missing(last: int, models: pl.DataFrame | None) -> list[Key]:
-    """Those of `asked` that a run's table lacks."""
+    """Those of `asked` that a run's table of models lacks."""
     known = set() if models is None else set(models.select(Key._fields).rows())
     return [key for key in asked(last) if tuple(key) not in known]
 
@@ -111,8 +112,12 @@ def measure_run(
     models = pl.DataFrame([{"run": history.name} | row for row in rows], schema=MODELS)
     if known:
         models = pl.concat([known["models"], models])
-    return {"curve": curve.select(pl.col(name).cast(kind) for name, kind in CURVE.items()),
-            "models": models}  # fmt: skip
+    lines = known.get("linearity") if known else None
+    return {
+        "curve": curve.select(pl.col(name).cast(kind) for name, kind in CURVE.items()),
+        "models": models,
+        "linearity": linear(history, curve) if lines is None else lines,
+    }
 
 
 def _real(bench: Bench) -> Iterator[Row]:

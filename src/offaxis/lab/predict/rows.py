@@ -6,7 +6,7 @@ import polars as pl
 
 from offaxis.lab.tasks import TASKS
 
-__all__ = ["CURVE", "MODELS", "TABLES"]
+__all__ = ["CURVE", "LINEARITY", "MODELS", "NUMBERS", "SHARES", "TABLES"]
 
 CURVE = {
     "run": pl.String(),
@@ -43,4 +43,23 @@ that the prediction aims at. `avg`, `right`: the judging exam; `right_harder`: o
 `relative_error` ‖θ̂ − θ‖ / ‖θ − θ_base‖, `moved` ‖θ̂ − θ_base‖ / ‖θ − θ_base‖ and the cosine of the
 two updates. `refused`: why there is no such model; then nothing else is known."""
 
-TABLES = {"curve": CURVE, "models": MODELS}
+NUMBERS = (
+    "r2", "q2", "rmse", "walk_r2", "walk_q2", "residual_r2", "residual_null", "residual_walk",
+    "permuted_r2", "pc1", "walk_pc1",
+)  # fmt: skip
+SHARES = ("above_walks", "left_out_above_walks", "left_out_above_step", "residual_above_permuted")
+LINEARITY = {
+    "run": pl.String(),
+    "kind": pl.String(),
+    "role": pl.String(),
+    "matrices": pl.Int64(),
+    **{name: pl.Float64() for name in (*NUMBERS, *SHARES)},
+    "step_r2": pl.Float64(),
+    "step_q2": pl.Float64(),
+    "embedding_shift": pl.Float64(),
+}
+"""Means over matrices (`offaxis.predict.walks.Linearity`) of the raw and the scaled first
+directions, role by role and, role null, over all; `SHARES`: of matrices. `step_*`: a line of the
+validation scores on the step number alone. `embedding_shift`: mean ‖Δe‖/‖e‖ of a token's row."""
+
+TABLES = {"curve": CURVE, "models": MODELS, "linearity": LINEARITY}

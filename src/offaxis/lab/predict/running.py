@@ -55,14 +55,17 @@ def _ready(store: Store, config: RunConfig) -> bool:
     if config.method == BASE_METHOD or not config.keep or not store.row(name).is_file():
         return False
     known = _known(_place(store, config))
-    return bool(missing(config.steps, known["models"] if known else None))
+    if known is None or set(known) < set(TABLES):
+        return True
+    return bool(missing(config.steps, known["models"]))
 
 
 def _known(place: Path) -> dict[str, pl.DataFrame] | None:
     """A run's tables so far."""
     if not place.is_dir():
         return None
-    return {name: pl.read_parquet(place / f"{name}.parquet") for name in TABLES}
+    files = {name: place / f"{name}.parquet" for name in TABLES}
+    return {name: pl.read_parquet(file) for name, file in files.items() if file.is_file()}
 
 
 def _measured(directory: Path, config: RunConfig) -> float:
@@ -82,7 +85,7 @@ def _measured(directory: Path, config: RunConfig) -> float:
 
 def read_measured(directory: str | Path) -> dict[str, pl.DataFrame]:
     """The tables of all runs measured so far. InputError where there are none."""
-    places = sorted((Path(directory) / "predicted").glob("*/models.parquet"))
+    places = sorted((Path(directory) / "predicted").glob(f"*/{list(TABLES)[-1]}.parquet"))
     if not places:
         raise InputError(
             f"{directory}: no run of it is measured yet; add --measure, with a queue whose runs "

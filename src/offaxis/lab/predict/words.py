@@ -51,7 +51,9 @@ def blocks(study: PredictStudy) -> dict[str, str]:
         found[f"table1-{method}"] = _table1(study, method)
     found |= {f"reach-{one}": _reach(study, one) for one in _REACHES}
     return found | {"sides": _sides(study), "rank": _rank(study), "errors": _errors(study),
-                    "factors": _factors(study)}  # fmt: skip
+                    "factors": _factors(study), "lines-raw": _lines(study.lines, "raw"),
+                    "lines-scaled": _lines(study.lines, "scaled"),
+                    "lines-roles": _roles(study.lines)}  # fmt: skip
 
 
 def _state(study: PredictStudy) -> str:
@@ -283,3 +285,48 @@ def _factors(study: PredictStudy) -> str:
     caption = "**Factors chosen on the validation problems, seed by seed**"
     head = ["method", "task", "predictor", *(f"at {fraction:.0%}" for fraction in FRACTIONS)]
     return markdown_table(caption, head, rows)
+
+
+_LINES = {
+    "r2": "R² (paper)", "walk_r2": "walks' R²", "q2": "left out", "walk_q2": "walks', left out",
+    "step_q2": "step alone, left out", "above_walks": "share above walks",
+    "residual_r2": "R² without the step", "residual_walk": "walks' without the step",
+    "residual_null": "permuted",
+}  # fmt: skip
+
+
+def _lines(lines: pl.DataFrame, kind: str) -> str:
+    """Means over a run's matrices, then over seeds."""
+    rows = []
+    own = lines.filter(pl.col("role").is_null(), kind=kind)
+    for method, task in own.select("method", "task").unique(maintain_order=True).rows():
+        find = _found(own.filter(method=method, task=task))
+        cells = [_cell(find(measure=one)) for one in _LINES]
+        rows.append([NAMES[method], task, *cells, _cell(find(measure="embedding_shift"))])
+    title = {"raw": "u₁", "scaled": "‖ΔW‖·u₁"}[kind]
+    caption = (
+        f"**Accuracy against {title} of each matrix, one PLS component** (mean over matrices, then "
+        "over seeds ± half of Student's t interval; walks: random walks of the same step lengths)"
+    )
+    head = ["method", "task", *_LINES.values(), "embedding shift"]
+    return markdown_table(caption, head, rows)
+
+
+def _roles(lines: pl.DataFrame) -> str:
+    """R² by role, beside what walks of that role's size and steps give."""
+    rows = []
+    own = lines.filter(pl.col("role").is_not_null(), kind="raw")
+    for method, task in own.select("method", "task").unique(maintain_order=True).rows():
+        part = own.filter(method=method, task=task)
+        find = _found(part)
+        cells = []
+        for role in part["role"].unique().sort():
+            seen, null = (find(role=role, measure=one) for one in ("r2", "walk_r2"))
+            cells.append("—" if seen is None or null is None else
+                         f"{decimal(seen['value'], 3)} ({decimal(null['value'], 3)})")  # fmt: skip
+        rows.append([NAMES[method], task, *cells])
+    roles = own["role"].unique().sort().to_list()
+    caption = (
+        "**R² of u₁ by role, in brackets walks of the same steps** (means over layers and seeds)"
+    )
+    return markdown_table(caption, ["method", "task", *roles], rows)

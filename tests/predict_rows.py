@@ -65,7 +65,7 @@ def _checkpoint(step: int, share: float, seed: int) -> dict[str, Any]:
 
 def _run(run: str, method: str, task: str, seed: int) -> dict[str, Any]:
     told = {"run": run, "method": method, "task": task, "seed": seed, "steps": LAST}
-    told |= {"problems": PROBLEMS, "samples": SAMPLES, "learning_rate": 1e-4}
+    told |= {"difficulty": 2, "problems": PROBLEMS, "samples": SAMPLES, "learning_rate": 1e-4}
     told["checkpoints"] = [_checkpoint(LAST, 0.8, seed)]
     return {name: told.get(name) for name in RUN}
 

@@ -65,7 +65,7 @@ def test_the_measurement_can_fail() -> None:
 
 def test_help_names_every_verb() -> None:
     words = run(HELP).stdout.split()
-    assert {"describe", "compare", "demo", "lab"} <= set(words)
+    assert {"describe", "compare", "demo", "lab", "predict"} <= set(words)
 
 
 def test_public_names_work_after_a_bare_import() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from offaxis.errors import InputError
 from offaxis.lab.predict import PredictStudy
 from offaxis.lab.predict.candidates import CONTESTANTS, REBUILT, STOP
 from offaxis.lab.predict.history import History
+from offaxis.lab.predict.linearity import linear
 from offaxis.lab.predict.measuring import asked, measure_run
 from offaxis.lab.predict.rows import CURVE, MODELS
 from offaxis.lab.predict.running import measure
@@ -139,6 +141,22 @@ def test_the_study_reads_the_queue(store: Store, tables: dict[str, pl.DataFrame]
     assert study.models["run"].n_unique() == 1
     assert "1 runs (SFT programs 1)" in study.blocks()["state"]
     assert np.isfinite(study.lines["value"].to_numpy()).all()
+
+
+def test_a_run_that_cannot_be_measured_is_told(small_base: Path, tmp_path: Path) -> None:
+    lost = replace(RUN, seed=4)
+    queue = Store.create(tmp_path / "queue", (BASE, lost), small_base)
+    queue.row(lost.identity(queue.base_digest)).write_bytes(b"")
+    lines = measure(queue.directory)
+    assert next(lines).startswith("1 of 1: sft programs seed 4, failed: ")
+    with pytest.raises(InputError, match=r"1 of 1 runs could not be measured.*keep = true"):
+        next(lines)
+    assert not (queue.directory / "predicted").exists()
+
+
+def test_a_run_whose_scores_are_all_alike_has_no_lines(history: History) -> None:
+    curve = pl.DataFrame({"step": [0, *history.paths], "validation": 0.5}, schema_overrides=CURVE)
+    assert linear(history, curve).is_empty()
 
 
 def test_runs_whose_checkpoints_are_gone_are_refused(store: Store) -> None:

@@ -25,6 +25,7 @@ def build() -> typer.Typer:
         intervene,
         lab,
         mask,
+        predict,
         train,
     )
 
@@ -60,6 +61,7 @@ def build() -> typer.Typer:
     app.command(name="eval")(evaluate.evaluate)
     app.add_typer(delta.app)
     app.add_typer(intervene.app)
+    app.add_typer(predict.app)
     app.add_typer(lab.app)
     return app
 

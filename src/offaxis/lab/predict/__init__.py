@@ -63,19 +63,37 @@ class PredictStudy(SavedStudy):
         return study
 
     def check(self) -> None:
-        """InputError for tables of another version, or rows without the base."""
+        """InputError for tables of another version, runs that do not go together, or no base."""
         measured = (self.curve, self.found, self.linearity)
         for table, schema in zip(measured, TABLES.values(), strict=True):
             if absent := sorted(set(schema) - set(table.columns)):
                 raise InputError(
                     f"these tables lack {', '.join(absent)}, so they are of another version; "
-                    "measure the queue again"
+                    "remove the queue's predicted/ and measure it again"
                 )
-        tasks = set(self.models["task"])
-        if absent := sorted(tasks - set(self.base)):
+        self._check_alike()
+        if absent := sorted(set(self.models["task"]) - set(self.base)):
             raise InputError(
                 f"no row of the base for {', '.join(absent)}, from which gains are counted; queue "
-                'method = "base" for it'
+                'method = "base" for it, with the problems and the difficulty of the runs'
+            )
+
+    def _check_alike(self) -> None:
+        """InputError where two runs would be taken for one, or sat unlike exams."""
+        runs = self.models.unique("run", maintain_order=True)
+        settings = ("steps", "difficulty", "problems", "samples")
+        if unlike := [name for name in settings if runs[name].n_unique() > 1]:
+            told = ", ".join(f"{one} {runs[one].unique().sort().to_list()}" for one in unlike)
+            raise InputError(
+                f"the runs differ in {told}, so that they cannot be averaged; put them into queues "
+                "of their own"
+            )
+        twice = runs.filter(runs.select("method", "task", "seed").is_duplicated())
+        if twice.height:
+            first = twice.row(0, named=True)
+            raise InputError(
+                f"several runs are {first['method']} on {first['task']} with seed {first['seed']}; "
+                "put other rates, masks and adapters into queues of their own"
             )
 
     @cached_property
@@ -83,10 +101,17 @@ class PredictStudy(SavedStudy):
         """`rows.MODELS` with the settings of the runs."""
         return with_settings(self.found, self.rows)
 
+    @property
+    def last(self) -> int:
+        """The step at which the runs end."""
+        return int(self.models["steps"].max())  # type: ignore[arg-type]
+
     @cached_property
     def base(self) -> dict[str, np.ndarray[Any, Any]]:
         """Task -> the base's accuracy on each judging problem."""
-        own = by_checkpoint(self.rows.filter(method=BASE_METHOD))
+        alike = self.models.select("task", "difficulty", "problems").unique()
+        rows = self.rows.filter(method=BASE_METHOD)
+        own = by_checkpoint(rows.join(alike, on=alike.columns, how="semi", nulls_equal=True))
         return {
             row["task"]: np.array(row["right"], dtype=np.float64) / row["samples"]
             for row in own.iter_rows(named=True)
@@ -105,7 +130,8 @@ class PredictStudy(SavedStudy):
     @cached_property
     def norms(self) -> pl.DataFrame:
         """Mean update norm and rank-1 norm share at the runs' ends, by method and task."""
-        last = by_checkpoint(self.rows).filter(pl.col("step") == pl.col("steps"))
+        rows = self.rows.filter(pl.col("run").is_in(self.models["run"].unique().to_list()))
+        last = by_checkpoint(rows).filter(pl.col("step") == pl.col("steps"))
         return last.group_by("method", "task", maintain_order=True).agg(
             pl.col("relative_update_norm", "rank1_norm_share", "avg").mean()
         )
@@ -114,8 +140,7 @@ class PredictStudy(SavedStudy):
     def lines(self) -> pl.DataFrame:
         """`linearity.means` over seeds."""
         measures = [*NUMBERS, *SHARES, "step_r2", "step_q2", "embedding_shift"]
-        told = self.rows.select("run", "method", "task")
-        return means(self.linearity.join(told, on="run"), measures)
+        return means(with_settings(self.linearity, self.rows), measures)
 
     @cached_property
     def comparisons(self) -> pl.DataFrame:
@@ -131,7 +156,7 @@ class PredictStudy(SavedStudy):
         """Titles and tables to read."""
         yield "What holds", self.verdicts
         yield "Accuracy", self.scores.filter(measure="accuracy").drop("measure")
-        yield "Rank", self.shares
+        yield "Relative accuracy and share of the gain", self.shares
 
     def blocks(self) -> Mapping[str, str]:
         """Markdown by the name of the block that it stands in."""

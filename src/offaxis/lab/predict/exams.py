@@ -8,7 +8,7 @@ from offaxis.lab.queue.grid import RunConfig
 from offaxis.lab.scoring import Exam
 from offaxis.lab.tasks import DIFFICULTIES, Problem
 
-__all__ = ["Validation", "harder", "judging", "validation"]
+__all__ = ["Validation", "harder", "harder_samples", "judging", "validation"]
 
 
 @dataclass(frozen=True)
@@ -37,4 +37,10 @@ def harder(config: RunConfig) -> Exam | None:
     """The same task one difficulty up, half the samples; None at the highest difficulty."""
     if config.difficulty + 1 not in DIFFICULTIES:
         return None
-    return replace(judging(config), difficulty=config.difficulty + 1, samples=config.samples // 2)
+    samples = harder_samples(config.samples)
+    return replace(judging(config), difficulty=config.difficulty + 1, samples=samples)
+
+
+def harder_samples(samples: int) -> int:
+    """Of each harder problem, where a problem of the judging exam has `samples`."""
+    return max(1, samples // 2)

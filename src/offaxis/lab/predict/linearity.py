@@ -6,21 +6,34 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from offaxis.comparison.sampling import student_t
+from offaxis.errors import InputError
 from offaxis.lab.predict.history import History
 from offaxis.lab.predict.rows import LINEARITY, NUMBERS
 from offaxis.predict.dynamics import dynamics_series
+from offaxis.predict.pls import check_scores
 
 __all__ = ["linear", "means"]
 
 _DRAWS = 100
 
+_MEANS = {
+    **dict.fromkeys(("method", "task", "kind", "role", "measure"), pl.String()),
+    **dict.fromkeys(("value", "low", "high"), pl.Float64()),
+    "runs": pl.Int64(),
+}
+
 
 def linear(history: History, curve: pl.DataFrame) -> pl.DataFrame:
     """Columns `rows.LINEARITY`: of all matrices of a run, and role by role."""
     scores = dict(curve.select("step", "validation").iter_rows())
+    try:
+        check_scores(np.array([scores[step] for step in history.paths]))
+    except InputError:  # nothing to fit; what else is measured of the run stands
+        return pl.DataFrame(schema=LINEARITY)
     series = history.series
     points = tuple(
         replace(point, score=scores[step])
@@ -53,7 +66,7 @@ def means(table: pl.DataFrame, measures: list[str]) -> pl.DataFrame:
     keys = ("method", "task", "kind", "role")
     for place, own in table.group_by(*keys, maintain_order=True):
         for measure in measures:
-            values = own[measure].drop_nulls()
+            values = own[measure].drop_nulls().drop_nans()
             if values.is_empty():
                 continue
             value, count = float(values.mean()), values.len()  # type: ignore[arg-type]
@@ -63,4 +76,4 @@ def means(table: pl.DataFrame, measures: list[str]) -> pl.DataFrame:
             told["low"] = None if half is None else value - half
             told["high"] = None if half is None else value + half
             rows.append(told | {"runs": count})
-    return pl.DataFrame(rows)
+    return pl.DataFrame(rows, schema=_MEANS)

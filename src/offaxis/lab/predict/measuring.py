@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from offaxis.errors import OffaxisError
+from offaxis.errors import InputError, OffaxisError
 from offaxis.lab.predict.candidates import (
     CONTESTANTS,
     FRACTIONS,
@@ -31,7 +31,7 @@ from offaxis.predict.rebuilding import RankK
 from offaxis.predict.relex import Relex
 from offaxis.predict.scale import LADDER, Scale
 
-__all__ = ["Key", "asked", "measure_run", "missing"]
+__all__ = ["Key", "asked", "check_steps", "measure_run", "missing"]
 
 Row = dict[str, Any]
 _LOSSES = ("mixture_loss", *(f"mixture_loss_{task}" for task in TASKS))
@@ -96,11 +96,14 @@ def missing(last: int, models: pl.DataFrame | None) -> list[Key]:
 def measure_run(
     history: History, known: Mapping[str, pl.DataFrame] | None = None
 ) -> dict[str, pl.DataFrame]:
-    """The tables `rows.TABLES` of one run. known: its tables so far, of which nothing is redone."""
+    """The tables `rows.TABLES` of one run. known: its tables so far, of which nothing is redone.
+
+    InputError for a run whose kept checkpoints do not serve (`check_steps`).
+    """
+    check_steps(history)
     stand = Stand(history.store, history.config)
     curve = known["curve"] if known else history.curve(stand)
     bench = Bench(history, stand, curve)
-    last = round(FRACTIONS[-1] * bench.last)
     rows = [] if known else list(_real(bench))
     for key in missing(bench.last, known["models"] if known else None):
         if key.predictor == STOP:
@@ -108,7 +111,7 @@ def measure_run(
         elif key.predictor in REBUILT:
             rows.append(_rebuilt(bench, key))
         else:
-            rows.append(_row(bench, key, last))
+            rows.append(_row(bench, key))
     models = pl.DataFrame([{"run": history.name} | row for row in rows], schema=MODELS)
     if known:
         models = pl.concat([known["models"], models])
@@ -120,13 +123,26 @@ def measure_run(
     }
 
 
+def check_steps(history: History) -> None:
+    """InputError where a prediction would start or end at a step not kept, or not scored."""
+    config, kept = history.config, history.paths
+    needed = sorted({step for place in places(config.steps) for step in place})
+    lacking = [step for step in needed if step not in kept or not config.scores(step)]
+    if lacking:
+        raise InputError(
+            f"run {history.name}: predictions start and end at steps {needed} of its "
+            f"{config.steps}, and {lacking} were not kept and scored; queue it with all of them in "
+            "save_at"
+        )
+
+
 def _real(bench: Bench) -> Iterator[Row]:
     """The run's own checkpoints, as the queue scored them; the last origin and the end, beyond."""
-    asked = {bench.step(FRACTIONS[-1]), bench.last}
+    further = {bench.step(FRACTIONS[-1]), bench.last}
     for row in by_checkpoint(read_rows(bench.history.row)).iter_rows(named=True):
         step = row["step"]
         told = {name: row[name] for name in ("avg", "right", *_LOSSES)}
-        if step in asked:
+        if step in further:
             bench.stand.put(bench.update(step))
             told |= bench.stand.beyond()
         yield {"kind": "real", "origin": step, "target": step} | told
@@ -138,8 +154,8 @@ def _stopped(bench: Bench, key: Key) -> Row:
     return {"kind": "stopped"} | key._asdict() | found
 
 
-def _row(bench: Bench, key: Key, beyond: int) -> Row:
-    """One prediction. beyond: the origin from which the end's are scored beyond their task."""
+def _row(bench: Bench, key: Key) -> Row:
+    """One prediction; those of the end from the last origin are scored beyond their task too."""
     told: Row = {"kind": "predicted"} | key._asdict()
     try:
         updates, found = _made(bench, CONTESTANTS[key.predictor], key.origin, key.target)
@@ -147,7 +163,7 @@ def _row(bench: Bench, key: Key, beyond: int) -> Row:
         return told | {"refused": str(error)}
     bench.stand.put(updates)
     told |= found | bench.stand.judged() | against(updates, bench.update(key.target))
-    further = (key.origin, key.target) == (beyond, bench.last)
+    further = (key.origin, key.target) == (bench.step(FRACTIONS[-1]), bench.last)
     return told | bench.stand.beyond() if further else told
 
 

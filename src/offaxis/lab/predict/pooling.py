@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from offaxis.lab.claims import Measured
 from offaxis.lab.predict.candidates import STOP
+from offaxis.lab.predict.exams import harder_samples
 from offaxis.lab.tasks import TASKS
 
 __all__ = ["FULL", "RL", "TUNING", "Group", "measured", "with_settings"]
@@ -39,9 +40,12 @@ class Group:
 
 
 def with_settings(models: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
-    """Models with the method, task, seed, steps and samples of their runs."""
-    told = rows.select("run", "method", "task", "seed", "steps", "samples")
-    return models.join(told, on="run", how="inner")
+    """A table of runs with the settings of each, in the order of methods, tasks and seeds."""
+    names = ("method", "task", "seed", "steps", "difficulty", "problems", "samples")
+    told = models.join(rows.select("run", *names), on="run", how="inner", maintain_order="left")
+    known = {name: place for place, name in enumerate((*RL, *TUNING))}
+    turn = pl.col("method").replace_strict(known, default=len(known), return_dtype=pl.Int64)
+    return told.sort(turn, "method", "task", "seed", maintain_order=True)
 
 
 def _accuracy(row: Mapping[str, Any]) -> Floats:
@@ -50,7 +54,9 @@ def _accuracy(row: Mapping[str, Any]) -> Floats:
 
 
 def _harder(row: Mapping[str, Any]) -> Floats:
-    found: Floats = np.asarray(row["right_harder"], dtype=np.float64) / (row["samples"] // 2)
+    found: Floats = np.asarray(row["right_harder"], dtype=np.float64) / harder_samples(
+        row["samples"]
+    )
     return found
 
 
@@ -73,9 +79,11 @@ the mean loss on the families that the run was not trained on, in nats a token."
 def measured(
     models: pl.DataFrame, measure: str, *, origin: int, target: int, arms: Sequence[str]
 ) -> Measured:
-    """Arm -> seed -> its numbers, one after the other over the (method, task) pairs of `models`.
+    """Arm -> seed -> its numbers: the mean over methods of each problem, task after task.
 
-    A seed counts for an arm where every pair of (method, task) has it.
+    Runs of every method sit the same exam, so that a problem is one problem however many methods
+    there are. A number without problems becomes one number. A seed counts for an arm where every
+    pair of (method, task) in `models` has it.
     """
     column, numbers = MEASURES[measure]
     chosen = models.filter(pl.col(column).is_not_null())
@@ -87,11 +95,19 @@ def measured(
         for row in own.iter_rows(named=True):
             by_seed.setdefault(row["seed"], {})[row["method"], row["task"]] = numbers(row)
         found[arm] = {
-            seed: np.concatenate([row[cell] for cell in cells])
-            for seed, row in sorted(by_seed.items())
-            if set(row) == set(cells)
+            seed: _averaged(row) for seed, row in sorted(by_seed.items()) if set(row) == set(cells)
         }
     return found
+
+
+def _averaged(row: Mapping[tuple[str, str], Floats]) -> Floats:
+    """One seed's numbers by (method, task), over methods."""
+    tasks = sorted({task for _, task in row})
+    each = [
+        np.mean([own for (_, task), own in row.items() if task == one], axis=0) for one in tasks
+    ]
+    found: Floats = np.concatenate(each)
+    return found if each[0].size > 1 else found.mean(keepdims=True)
 
 
 def _of(models: pl.DataFrame, arm: str, origin: int, target: int) -> pl.DataFrame:

@@ -35,13 +35,14 @@ MODELS = {
     "cosine": pl.Float64(),
     "refused": pl.String(),
 }
-"""One model. `kind`: real (a checkpoint), predicted (from the checkpoints up to `origin`, for
-`target`) or rebuilt (from the update at `origin` alone). `factor`: by which the reach of a
-prediction was chosen on the validation problems, `validation` its score there; `goal`: the score
-that the prediction aims at. `avg`, `right`: the judging exam; `right_harder`: one difficulty up;
-`mixture_loss*`: nats a token on the held-out pretraining mixture. Against the real target:
-`relative_error` ‖θ̂ − θ‖ / ‖θ − θ_base‖, `moved` ‖θ̂ − θ_base‖ / ‖θ − θ_base‖ and the cosine of the
-two updates. `refused`: why there is no such model; then nothing else is known."""
+"""One model. `kind`: real (a checkpoint), stopped (the one at `origin`, held against `target`; its
+scores are the real one's), predicted (from the checkpoints up to `origin`, for `target`) or rebuilt
+(from the update at `origin` alone). `factor`: by which the reach of a prediction was chosen on the
+validation problems, `validation` its score there; `goal`: the score that the prediction aims at, of
+an oracle in units of the real end's. `avg`, `right`: the judging exam; `right_harder`: one
+difficulty up; `mixture_loss*`: nats a token on the held-out pretraining mixture. Against the real
+target: `relative_error` ‖θ̂ − θ‖ / ‖θ − θ_base‖, `moved` ‖θ̂ − θ_base‖ / ‖θ − θ_base‖ and the cosine
+of the two updates. `refused`: why there is no such model; then nothing else is known."""
 
 NUMBERS = (
     "r2", "q2", "rmse", "walk_r2", "walk_q2", "residual_r2", "residual_null", "residual_walk",
@@ -60,6 +61,7 @@ LINEARITY = {
 }
 """Means over matrices (`offaxis.predict.walks.Linearity`) of the raw and the scaled first
 directions, role by role and, role null, over all; `SHARES`: of matrices. `step_*`: a line of the
-validation scores on the step number alone. `embedding_shift`: mean ‖Δe‖/‖e‖ of a token's row."""
+validation scores on the step number alone. `embedding_shift`: mean ‖Δe‖/‖e‖ of a token's row. A run
+has no rows where its scores allow no fit: fewer than four, or all alike."""
 
 TABLES = {"curve": CURVE, "models": MODELS, "linearity": LINEARITY}

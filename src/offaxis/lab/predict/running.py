@@ -11,7 +11,7 @@ from pathlib import Path
 import polars as pl
 import torch
 
-from offaxis.errors import InputError
+from offaxis.errors import InputError, OffaxisError
 from offaxis.lab.predict.history import History
 from offaxis.lab.predict.measuring import measure_run, missing
 from offaxis.lab.predict.rows import TABLES
@@ -24,25 +24,42 @@ __all__ = ["measure", "read_measured"]
 
 
 def measure(directory: str | Path, *, workers: int = 1) -> Iterator[str]:
-    """Measure every finished run with kept checkpoints; yields a line when one is done.
+    """Measure every finished run with kept checkpoints from the queue's base; yields a line each.
 
     Each run's tables appear whole in `predicted/RUN`, so that a kill loses the runs under way. Runs
     are taken in the queue's order, which has whole replications first. A contestant that is new
-    since then is measured alone.
+    since then is measured alone. A run that fails is told and the others go on; InputError at the
+    end names the first of them.
     """
     store = Store.open(Path(directory))
     pending = [one for one in store.runs if _ready(store, one)]
     if not pending:
         return
     context = multiprocessing.get_context("forkserver")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    failed: list[BaseException] = []
+    pool = ProcessPoolExecutor(workers, mp_context=context)
+    try:
         jobs = {pool.submit(_measured, store.directory, one): one for one in pending}
         for number, job in enumerate(as_completed(jobs), start=1):
-            config, seconds = jobs[job], job.result()
-            yield (
-                f"{number} of {len(jobs)}: {config.method} {config.task} seed {config.seed}, "
-                f"{seconds:.0f} s of CPU"
-            )
+            config, error = jobs[job], job.exception()
+            if error is None:
+                end = f"{job.result():.0f} s of CPU"
+            else:
+                failed.append(error)
+                end = f"failed: {_words(error)}"
+            what = f"{config.method} {config.task} seed {config.seed}"
+            yield f"{number} of {len(jobs)}: {what}, {end}"
+    finally:
+        pool.shutdown(cancel_futures=True)
+    if failed:
+        raise InputError(
+            f"{len(failed)} of {len(pending)} runs could not be measured, the others are; the "
+            f"first failed with: {_words(failed[0])}"
+        ) from failed[0]
+
+
+def _words(error: BaseException) -> str:
+    return str(error) if isinstance(error, OffaxisError) else f"{type(error).__name__}: {error}"
 
 
 def _place(store: Store, config: RunConfig) -> Path:
@@ -52,7 +69,9 @@ def _place(store: Store, config: RunConfig) -> Path:
 def _ready(store: Store, config: RunConfig) -> bool:
     """Is the run finished, and something of it still to be measured?"""
     name = config.identity(store.base_digest)
-    if config.method == BASE_METHOD or not config.keep or not store.row(name).is_file():
+    if config.method == BASE_METHOD or config.edit:  # an edited run has another base
+        return False
+    if not config.keep or not store.row(name).is_file():
         return False
     known = _known(_place(store, config))
     if known is None or set(known) < set(TABLES):

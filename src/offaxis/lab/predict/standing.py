@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -65,7 +66,7 @@ def right(sitting: Sitting) -> dict[str, list[int]]:
 def against(updates: Updates, real: Updates) -> dict[str, float]:
     """`relative_error`, `moved` and `cosine` of a predicted update beside the real one.
 
-    Over all tensors of `real`, in float64.
+    Over all tensors of `real`, in float64. NaN where the real one, or for the cosine either, is 0.
     """
     apart = own = whole = both = 0.0
     for name, there in real.items():
@@ -77,9 +78,10 @@ def against(updates: Updates, real: Updates) -> dict[str, float]:
         apart += float(np.square(here - there).sum())
         own += float(np.vdot(here, here))
         both += float(np.vdot(here, there))
-    length = np.sqrt(whole)
+    if whole == 0:
+        return dict.fromkeys(("relative_error", "moved", "cosine"), math.nan)
     return {
-        "relative_error": float(np.sqrt(apart) / length),
-        "moved": float(np.sqrt(own) / length),
-        "cosine": float(both / (np.sqrt(own) * length)) if own > 0 else float("nan"),
+        "relative_error": math.sqrt(apart / whole),
+        "moved": math.sqrt(own / whole),
+        "cosine": both / (math.sqrt(own) * math.sqrt(whole)) if own > 0 else math.nan,
     }

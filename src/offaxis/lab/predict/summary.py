@@ -47,7 +47,10 @@ SHARES = {
     "seeds": pl.Int64(),
 }
 """Of the run's last checkpoint: accuracy over its accuracy (the paper's), and gain over its gain.
-95 %: problems resampled, seeds resampled."""
+95 %: problems resampled, seeds drawn from Student's t; None with one seed, and all of a share where
+the interval of the run's gain reaches 0."""
+
+_DRAWS = 2000
 
 
 def _places(last: int) -> Iterator[tuple[int, int, tuple[str, ...]]]:
@@ -89,7 +92,7 @@ def _over(table: Any, arm: str) -> dict[str, float | None]:
     if arm == STOP or not shared:
         return {}
     one, other = (np.stack([seeds[s] for s in shared]) for seeds in (table[arm], stop))
-    found = difference(one, other, draws=2000)
+    found = difference(one, other, draws=_DRAWS)
     return {"over_stop": found.value, "over_stop_low": found.low, "over_stop_high": found.high}
 
 
@@ -111,20 +114,38 @@ def shares(models: pl.DataFrame, base: dict[str, np.ndarray[Any, Any]]) -> pl.Da
 
 def _share(arm: Any, full: Any, base: np.ndarray[Any, Any]) -> dict[str, Any]:
     shared = sorted(arm.keys() & full.keys())
-    one, whole = (np.stack([seeds[s] for s in shared]) for seeds in (arm, full))
-    by_problem = resamples(base.size, 2000, 0)
-    by_seed = resamples(len(shared), 2000, 1)
-    drawn = [(by_problem @ x.T * by_seed).sum(axis=1) for x in (one, whole)]
-    ground = by_problem @ base
+    both = np.stack([[seeds[s] for s in shared] for seeds in (arm, full)])
+    drawn, ground = _drawn(both, base)
+    value = both.mean(axis=(1, 2))
     found: dict[str, Any] = {"seeds": len(shared)}
     for name, (up, down), values in (
-        ("relative_accuracy", (one.mean(), whole.mean()), (drawn[0], drawn[1])),
-        ("share_of_gain", (one.mean() - base.mean(), whole.mean() - base.mean()),
-         (drawn[0] - ground, drawn[1] - ground)),
-    ):  # fmt: skip
+        ("relative_accuracy", value, drawn),
+        ("share_of_gain", value - base.mean(), drawn - ground),
+    ):
         if float(np.quantile(values[1], 0.025)) <= 0:  # no gain to speak of: no share of it
             continue
-        some = values[1] > 0
-        low, high = np.quantile(values[0][some] / values[1][some], [0.025, 0.975])
-        found |= {name: float(up / down), f"{name}_low": float(low), f"{name}_high": float(high)}
+        found[name] = float(up / down)
+        if len(shared) > 1:
+            some = values[1] > 0
+            ends = np.quantile(values[0][some] / values[1][some], [0.025, 0.975])
+            found |= {f"{name}_low": float(ends[0]), f"{name}_high": float(ends[1])}
     return found
+
+
+def _drawn(
+    arms: np.ndarray[Any, Any], base: np.ndarray[Any, Any]
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Mean accuracies of two arms (2, seeds, problems) and of the base, were they drawn again.
+
+    Problems are resampled, the same of all; few seeds cannot be (`offaxis.lab.paired`), so that the
+    two arms' means vary together as Student's t of seeds - 1 degrees.
+    """
+    by_problem = resamples(base.size, _DRAWS, 0)
+    seeds = arms.shape[1]
+    found = arms.mean(axis=1) @ by_problem.T
+    if seeds > 1:
+        rng = np.random.default_rng(1)
+        apart = np.cov(arms.mean(axis=2)) / seeds
+        noise = rng.multivariate_normal(np.zeros(2), apart, _DRAWS, method="eigh").T
+        found = found + noise / np.sqrt(rng.chisquare(seeds - 1, _DRAWS) / (seeds - 1))
+    return found, by_problem @ base

@@ -14,6 +14,7 @@ from offaxis.lab.paired import difference
 from offaxis.lab.predict.candidates import CONTESTANTS, FRACTIONS, REBUILT, STOP, places
 from offaxis.lab.predict.pooling import FULL, measured
 from offaxis.lab.predict.questions import GROUPS, PREDICTION, QUESTIONS, RANK, SIDES
+from offaxis.predict.scale import LADDER
 
 if TYPE_CHECKING:
     from offaxis.lab.predict import PredictStudy
@@ -28,6 +29,10 @@ _LABELS = {
     "rank 4": "rank 4, made as long as ΔW",
     "all": "all directions",
 }
+_MATRICES = (
+    "AlphaRL and rank 1 leave embeddings, norms and head at the base, AlphaRL's code at the last "
+    "checkpoint"
+)
 Row = Mapping[str, Any]
 
 
@@ -40,10 +45,14 @@ def blocks(study: PredictStudy) -> dict[str, str]:
     """Name -> caption and table."""
     found = {"state": _state(study), "verdicts": _verdicts(study)}
     for question in (PREDICTION, SIDES, RANK):
+        note = "" if question is RANK else f"; {_MATRICES}"
         for group in GROUPS:
             own = study.comparisons.filter(question=question.name, method=group.name)
             kinds = {one: f"at {one}" for one in own["rates"].unique(maintain_order=True)}
-            caption = f"**{question.title}: {group.label}** (difference, 95 % interval, Holm's p)"
+            caption = (
+                f"**{question.title}: {group.label}** (mean over methods and tasks, paired by seed "
+                f"and problem; difference, 95 % interval, Holm's p over the column{note})"
+            )
             found[f"{question.name}-{group.name}"] = comparison_table(
                 caption, own, arm="predictor", label=label, kinds=kinds
             )
@@ -60,32 +69,34 @@ def _state(study: PredictStudy) -> str:
     runs = study.models.unique("run", maintain_order=True)
     counts = runs.group_by("method", "task", maintain_order=True).len().rows()
     each = ", ".join(f"{NAMES[method]} {task} {count}" for method, task, count in counts)
-    made = study.models.filter(pl.col("kind") != "real", pl.col("refused").is_null()).height
+    scored = study.models.filter(pl.col("refused").is_null())
+    made = scored.filter(pl.col("kind").is_in(["predicted", "rebuilt"])).height
     refused = study.models.filter(pl.col("refused").is_not_null()).height
     told = f"{runs.height} runs ({each}); {made} predicted and rebuilt models were scored"
     return f"{told}, {refused} predictions were refused by their method." if refused else f"{told}."
 
 
 def _verdicts(study: PredictStudy) -> str:
-    """Each claim by fraction, and by group."""
+    """Each claim by group, and by the fraction of the run that it is asked at."""
     words = {
         (question, claim, rates, group): word
         for question, claim, rates, group, word in study.verdicts.iter_rows()
     }
-    places = [(group, f"{fraction:.0%}") for group in GROUPS for fraction in FRACTIONS]
+    asked = [f"{fraction:.0%}" for fraction in (*FRACTIONS, 1)]
+    places = [(group, rates) for group in GROUPS for rates in asked]
     rows = []
     for question in QUESTIONS:
         for number, claim in enumerate(question.claims):
             cells = []
             for group, rates in places:
-                at = "100%" if question is RANK else rates
-                word = words.get((question.name, claim.text, at, group.name))
-                repeated = question is RANK and rates != f"{FRACTIONS[0]:.0%}"
-                cells.append("" if repeated else SIGNS.get(word or "", "—"))
+                word = words.get((question.name, claim.text, rates, group.name))
+                cells.append("" if word is None else SIGNS[word])
             rows.append([question.title if not number else "", claim.text, *cells])
     head = [f"{group.label}, {rates}" for group, rates in places]
     return markdown_table(
-        "**What holds** (by the rule of `offaxis.lab.claims`)", ["question", "claim", *head], rows
+        "**What holds** (by the rule of `offaxis.lab.claims`, each group and fraction by itself)",
+        ["question", "claim", *head],
+        rows,
     )
 
 
@@ -106,7 +117,7 @@ def _found(table: pl.DataFrame) -> Callable[..., Row | None]:
 def _table1(study: PredictStudy, method: str) -> str:
     """Table 1's layout: fraction of training x predictor, a column a task, and what is beside."""
     find = _found(study.scores.filter(method=method))
-    last = int(study.models["steps"].max())  # type: ignore[arg-type]
+    last = study.last
     tasks = study.models["task"].unique(maintain_order=True).to_list()
     rows = []
 
@@ -129,18 +140,33 @@ def _table1(study: PredictStudy, method: str) -> str:
     return markdown_table(caption, head, rows)
 
 
-def _over(row: Row | None) -> str:
-    if row is None or row["over_stop"] is None:
+def _between(
+    value: float | None, low: float | None, high: float | None, *, digits: int, sign: str = ""
+) -> str:
+    """`+0.021 [−0.010, +0.052]`; without what is not known."""
+    if value is None:
         return "—"
-    if row["over_stop_low"] is None:
-        return decimal(row["over_stop"], 3, "+")
-    low, high = (decimal(row[f"over_stop_{end}"], 3, "+") for end in ("low", "high"))
-    return f"{decimal(row['over_stop'], 3, '+')} [{low}, {high}]"
+    told = decimal(value, digits, sign)
+    if low is None or high is None:
+        return told
+    return f"{told} [{decimal(low, digits, sign)}, {decimal(high, digits, sign)}]"
+
+
+def _interval(row: Row | None, name: str, *, digits: int, sign: str = "") -> str:
+    """A column of a row with its `_low` and `_high`."""
+    ends = (
+        (None, None, None) if row is None else (row[name], row[f"{name}_low"], row[f"{name}_high"])
+    )
+    return _between(*ends, digits=digits, sign=sign)
+
+
+def _over(row: Row | None) -> str:
+    return _interval(row, "over_stop", digits=3, sign="+")
 
 
 def _reach(study: PredictStudy, measure: str) -> str:
     """How far ahead: by the ratio of target to origin, over all runs of a group."""
-    last = int(study.models["steps"].max())  # type: ignore[arg-type]
+    last = study.last
     order = sorted(places(last), key=lambda one: one[1] / one[0])
     arms = (STOP, *(name for name, one in CONTESTANTS.items() if one.goal != "chosen"))
     rows = []
@@ -157,7 +183,8 @@ _REACHES = {
     "accuracy": "**How far ahead: accuracy of the prediction minus that of the real target** (all "
     "runs of a group, paired by seed and problem, 95 %)",
     "weights": "**How far ahead: weights** (1 − ‖θ̂ − θ‖/‖θ_origin − θ‖: 1 exact, 0 no nearer to "
-    "the target than the last checkpoint that was seen; median over runs, lowest and highest)",
+    "the target than the last checkpoint that was seen; all tensors; median over runs, lowest and "
+    f"highest; {_MATRICES})",
 }
 
 
@@ -168,17 +195,14 @@ def _apart(models: pl.DataFrame, arm: str, origin: int, target: int) -> str:
         return "—"
     one, other = (np.stack([table[name][seed] for seed in shared]) for name in (arm, FULL))
     found = difference(one, other, draws=2000)
-    if found.low is None or found.high is None:
-        return decimal(found.value, 3, "+")
-    ends = f"[{decimal(found.low, 3, '+')}, {decimal(found.high, 3, '+')}]"
-    return f"{decimal(found.value, 3, '+')} {ends}"
+    return _between(found.value, found.low, found.high, digits=3, sign="+")
 
 
 def _nearer(models: pl.DataFrame, arm: str, origin: int, target: int) -> str:
     own = models.filter(origin=origin, target=target).select("run", "predictor", "relative_error")
     stopped = own.filter(predictor=STOP).rename({"relative_error": "left"})
     found = own.filter(predictor=arm).join(stopped, on="run")
-    return _range((1 - found["relative_error"] / found["left"]).drop_nulls())
+    return _range(1 - found["relative_error"] / found["left"])
 
 
 _REACHED = {"accuracy": _apart, "weights": _nearer}
@@ -186,7 +210,7 @@ _REACHED = {"accuracy": _apart, "weights": _nearer}
 
 def _sides(study: PredictStudy) -> str:
     """Harder problems and forgetting at the largest fraction."""
-    last = int(study.models["steps"].max())  # type: ignore[arg-type]
+    last = study.last
     origin = round(FRACTIONS[-1] * last)
     find = _found(study.scores)
     rows = []
@@ -207,13 +231,6 @@ def _sides(study: PredictStudy) -> str:
     return markdown_table(caption, head, rows)
 
 
-def _interval(row: Row | None, name: str) -> str:
-    if row is None or row[name] is None:
-        return "—"
-    low, high = decimal(row[f"{name}_low"], 2), decimal(row[f"{name}_high"], 2)
-    return f"{decimal(row[name], 2)} [{low}, {high}]"
-
-
 def _rank(study: PredictStudy) -> str:
     """Both ways to tell how much of the run a rebuilt model has."""
     find = _found(study.shares)
@@ -222,7 +239,7 @@ def _rank(study: PredictStudy) -> str:
         norms = study.norms.filter(method=method, task=task)
         for number, arm in enumerate(REBUILT):
             row = find(method=method, task=task, predictor=arm)
-            told = [_interval(row, "relative_accuracy"), _interval(row, "share_of_gain")]
+            told = [_interval(row, one, digits=2) for one in ("relative_accuracy", "share_of_gain")]
             own = norms.row(0, named=True) if norms.height and not number else None
             beside = ["", ""] if own is None else [
                 f"{own['relative_update_norm']:.4f}", f"{own['rank1_norm_share']:.2f}"
@@ -241,14 +258,13 @@ def _rank(study: PredictStudy) -> str:
 def _errors(study: PredictStudy) -> str:
     """How far predicted weights are from the real ones, by predictor and fraction."""
     rows = []
-    last = int(study.models["steps"].max())  # type: ignore[arg-type]
+    last = study.last
     for group in GROUPS:
         own = group.runs(study.models).filter(target=last)
         for arm in CONTESTANTS:
             cells: list[str] = []
             for fraction in FRACTIONS:
                 found = own.filter(predictor=arm, origin=round(fraction * last))
-                found = found.filter(pl.col("relative_error").is_not_null())
                 cells += [_range(found[name]) for name in ("relative_error", "cosine")]
             rows.append([group.label if arm == next(iter(CONTESTANTS)) else "", label(arm), *cells])
     head = ["runs", "predictor"]
@@ -256,12 +272,13 @@ def _errors(study: PredictStudy) -> str:
         head += [f"error at {fraction:.0%}", f"cosine at {fraction:.0%}"]
     caption = (
         "**Predicted against real final weights** (‖θ̂ − θ‖/‖θ − θ_base‖ and the cosine of the two "
-        "updates; median over runs, lowest and highest)"
+        f"updates, all tensors; median over runs, lowest and highest; {_MATRICES})"
     )
     return markdown_table(caption, head, rows)
 
 
 def _range(values: pl.Series) -> str:
+    values = values.filter(values.is_finite())
     if values.is_empty():
         return "—"
     found: Sequence[float] = [values.median(), values.min(), values.max()]  # type: ignore[list-item]
@@ -273,23 +290,27 @@ def _factors(study: PredictStudy) -> str:
     """Reaches that the validation problems chose."""
     rows = []
     for method, task in study.models.select("method", "task").unique(maintain_order=True).rows():
-        own = study.models.filter(method=method, task=task)
+        own = study.models.filter(method=method, task=task).sort("seed")
         for arm, one in CONTESTANTS.items():
             if one.goal != "chosen":
                 continue
             cells = []
-            for origin in own["origin"].filter(own["predictor"] == arm).unique().sort():
-                chosen = own.filter(predictor=arm, origin=origin)["factor"].drop_nulls().sort()
-                cells.append(", ".join(f"{factor:g}" for factor in chosen))
+            for fraction in FRACTIONS:
+                chosen = own.filter(predictor=arm, origin=round(fraction * study.last))["factor"]
+                cells.append(", ".join("—" if one is None else f"{one:g}" for one in chosen))
             rows.append([NAMES[method], task, one.label, *cells])
-    caption = "**Factors chosen on the validation problems, seed by seed**"
+    caption = (
+        "**Factors chosen on the validation problems, seed by seed** (of at most "
+        f"{LADDER[-1]:g}; the step that is predicted would be "
+        f"{', '.join(f'{1 / fraction:g}' for fraction in FRACTIONS)})"
+    )
     head = ["method", "task", "predictor", *(f"at {fraction:.0%}" for fraction in FRACTIONS)]
     return markdown_table(caption, head, rows)
 
 
 _LINES = {
     "r2": "R² (paper)", "walk_r2": "walks' R²", "q2": "left out", "walk_q2": "walks', left out",
-    "step_q2": "step alone, left out", "above_walks": "share above walks",
+    "step_q2": "step alone, left out", "above_walks": "share above 95 % of walks",
     "residual_r2": "R² without the step", "residual_walk": "walks' without the step",
     "residual_null": "permuted",
 }  # fmt: skip
@@ -306,7 +327,9 @@ def _lines(lines: pl.DataFrame, kind: str) -> str:
     title = {"raw": "u₁", "scaled": "‖ΔW‖·u₁"}[kind]
     caption = (
         f"**Accuracy against {title} of each matrix, one PLS component** (mean over matrices, then "
-        "over seeds ± half of Student's t interval; walks: random walks of the same step lengths)"
+        "over seeds ± half of Student's t interval; left out: Q², each checkpoint predicted from "
+        "the others; walks: random walks of the same step lengths; permuted: scores without the "
+        "step, in another order)"
     )
     head = ["method", "task", *_LINES.values(), "embedding shift"]
     return markdown_table(caption, head, rows)

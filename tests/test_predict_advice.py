@@ -165,6 +165,20 @@ def test_the_method_that_is_named(gains: Mapping[str, Sequence[float]], method: 
 
 
 @pytest.mark.parametrize(
+    ("gains", "words"),
+    [
+        ([0.2, 0.312], "came 20 to 31 % closer to later weights than stopping, at least 10 %"),
+        ([-0.16, 0.27], "came between 16 % farther from and 27 % closer to later weights"),
+        ([-4.48, -1.69], "came 169 to 448 % farther from later weights than stopping, which is"),
+    ],
+)
+def test_a_reason_says_closer_or_farther(gains: list[float], words: str) -> None:
+    (reason, *_) = by_gains({"relex": gains}).reasons
+    assert words in reason.text
+    assert (reason.numbers["least"], reason.numbers["greatest"]) == (min(gains), max(gains))
+
+
+@pytest.mark.parametrize(
     ("horizon", "counts"), [(1.2, True), (1.19, False), (1.87, True), (1.88, False)]
 )
 def test_only_horizons_like_the_one_asked_for_count(horizon: float, counts: bool) -> None:

@@ -486,12 +486,14 @@ def test_a_missing_checkpoint(tmp_path):
     assert "checkpoint-99: no such file or directory" in refuse(run)
 
 
-def lora_run(tmp_path: Path, family: str) -> tuple[Path, list[Path], list[Path]]:
+def lora_run(
+    tmp_path: Path, family: str, dtype: torch.dtype = torch.float64
+) -> tuple[Path, list[Path], list[Path]]:
     """A base, adapters at two steps, and the models that peft merges them into."""
-    base = adapters.base_dir(family, tmp_path / "base", dtype=torch.float64)
+    base = adapters.base_dir(family, tmp_path / "base", dtype=dtype)
     saved, merged = [], []
     for step, size in ((10, 0.02), (20, 0.05)):
-        model = adapters.adapted(base, "lora?rank=4", dtype=torch.float64, size=size)
+        model = adapters.adapted(base, "lora?rank=4", dtype=dtype, size=size)
         saved.append(adapters.saved(model, tmp_path / f"checkpoint-{step}"))
         whole = tmp_path / "merged" / f"checkpoint-{step}"
         model.merge_and_unload().save_pretrained(whole)
@@ -509,6 +511,12 @@ def test_adapters_are_the_models_that_they_make(family, tmp_path):
     assert distance(one, other) < 1e-10 * distance(other, read_all(base))
     with pytest.raises(InputError, match="is an adapter; BASE must be"):
         open_series(saved[0], merged)
+
+
+def test_what_adapters_foretell_is_in_the_dtype_of_the_base(tmp_path):
+    base, saved, _ = lora_run(tmp_path, "llama", torch.bfloat16)
+    predict(base, saved, method="relex", at=40, out=tmp_path / "out")
+    assert {one.dtype for one in read_all(tmp_path / "out").values()} == {torch.bfloat16}
 
 
 @pytest.mark.parametrize("family", ["gpt2", "phi3", "qwen3_moe"])

@@ -318,12 +318,14 @@ class _Cases:
 
     def reason(self, name: str, asked: float) -> Reason:
         greatest = max(self.gains.values())
-        closer = f"{100 * self.least:.0f} to {100 * greatest:.0f} %".replace("-", "−")
-        held = "in every case" if self.least >= MARGIN else "which is not enough"
-        words = f"at least {100 * MARGIN:.0f} % closer {held}" if self.least >= MARGIN else held
+        held = (
+            f"at least {100 * MARGIN:.0f} % closer in every case"
+            if self.least >= MARGIN
+            else "which is not enough"
+        )
         return Reason(
-            f"with {name}, predictions came {closer} closer to later weights than stopping, "
-            f"{words} ({len(self.gains)} cases from {self.origins} origins, about "
+            f"with {name}, predictions came {_closer(self.least, greatest)} later weights than "
+            f"stopping, {held} ({len(self.gains)} cases from {self.origins} origins, about "
             f"{asked:.2f} times ahead)",
             {
                 "least": self.least,
@@ -337,6 +339,16 @@ class _Cases:
         """Clearly better in every case that both have."""
         both = self.gains.keys() & other.gains.keys()
         return bool(both) and all(self.gains[one] >= other.gains[one] + CLEAR for one in both)
+
+
+def _closer(least: float, greatest: float) -> str:
+    """A range of gains in words; below zero is farther."""
+    low, high = (f"{abs(100 * one):.0f}" for one in (least, greatest))
+    if least >= 0:
+        return f"{low} to {high} % closer to"
+    if greatest <= 0:
+        return f"{high} to {low} % farther from"
+    return f"between {low} % farther from and {high} % closer to"
 
 
 def _cases(rows: pl.DataFrame) -> dict[str, _Cases]:

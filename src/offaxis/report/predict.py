@@ -55,6 +55,12 @@ _READING = (
         "a validation set beside the last checkpoint. scale (the last update times a factor) and "
         "linear (a line for each weight) are what any other method has to beat.",
     ),
+    (
+        "AlphaRL",
+        "It puts one direction of the full update's length in place of each matrix's update, and "
+        "leaves or freezes all else, so its weights are far off whatever it scores: only a "
+        "validation score can speak for it.",
+    ),
 )
 
 

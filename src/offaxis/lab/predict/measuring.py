@@ -124,15 +124,22 @@ def measure_run(
 
 
 def check_steps(history: History) -> None:
-    """InputError where a prediction would start or end at a step not kept, or not scored."""
+    """InputError where a step that predictions start or end at was not kept.
+
+    Those of the run's end are judged by the queue's scores, so that their origins need some.
+    """
     config, kept = history.config, history.paths
-    needed = sorted({step for place in places(config.steps) for step in place})
-    lacking = [step for step in needed if step not in kept or not config.scores(step)]
+    ends = places(config.steps)
+    judged = {step for place in ends if place[1] == config.steps for step in place}
+    needed = sorted({step for place in ends for step in place})
+    lacking = [
+        step for step in needed if step not in kept or (step in judged and not config.scores(step))
+    ]
     if lacking:
         raise InputError(
             f"run {history.name}: predictions start and end at steps {needed} of its "
-            f"{config.steps}, and {lacking} were not kept and scored; queue it with all of them in "
-            "save_at"
+            f"{config.steps}, and {lacking} were not kept and scored; queue it with keep = true "
+            "and all of them in save_at"
         )
 
 

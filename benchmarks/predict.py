@@ -1,6 +1,6 @@
 """The leading singular triplet of every update, beside the procedure of AlphaRL's authors.
 
-    python benchmarks/predict.py                              ten minutes on two idle cores
+    python benchmarks/predict.py                              minutes, most of them the reference
     python benchmarks/predict.py --matrices k_proj,down_proj --checkpoints 3
     python benchmarks/predict.py --quick                      seconds, small matrices: does it work
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -436,3 +439,22 @@ def test_a_model_is_written(tmp_path: Path) -> None:
     assert others
     assert all((before[name] == after[name]).all() for name in others)
     assert made.facts["r2_mean"] == pytest.approx(1.0)
+
+
+@pytest.mark.slow
+def test_the_benchmark_runs() -> None:
+    """On small matrices: both sides, their agreement with float64, and the record's keys."""
+    script = Path(__file__).parents[1] / "benchmarks" / "predict.py"
+    command = [sys.executable, str(script), "--quick", "--threads", "1"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    found = json.loads(done.stdout)
+    assert found["agreement_ours_float64"]["sigma_relative"] < 1e-10
+    assert found["agreement_ours_float64"]["u_radians"] < 1e-6
+    assert found["agreement_reference_float64"]["v_radians"] < 1e-3
+    assert found["ours"]["after"]["matrices"] == 7
+    assert set(found["ratios"]) == {
+        "seconds",
+        "processor_seconds",
+        "memory_sample",
+        "memory_whole_model",
+    }

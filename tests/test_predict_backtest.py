@@ -159,7 +159,12 @@ def test_the_fast_way_agrees_with_whole_tensors(which: str, request: pytest.Fixt
     assert_frame_equal(fast, slow, rel_tol=1e-8, abs_tol=1e-10)
 
 
-def test_turned_rows_keep_lengths_and_angles(bent: Run) -> None:
+@pytest.mark.parametrize("entries", [1 << 22, 1])
+def test_turned_rows_keep_lengths_and_angles(
+    bent: Run, entries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of tensors that are read in several stretches (1024 entries each at least)."""
+    monkeypatch.setattr("offaxis.predict.fitting._ENTRIES", entries)
     for trail in opened(bent).trails():
         whole = np.stack([trail[t].ravel() for t in range(len(trail))])
         flat = turned(trail)
@@ -273,13 +278,32 @@ def test_alpharl_on_the_step_is_tried(straight: Run) -> None:
     assert found.table.filter(pl.col("part") == "rest")["relative_error"].to_list() == [1.0] * 3
 
 
-def test_a_checkpoint_that_is_not_finite_is_an_error(tmp_path: Path) -> None:
+@dataclass(frozen=True)
+class Picky(Stop):
+    """Refuses one tensor, the last of all, where it has seen two checkpoints."""
+
+    def fit(self, trail: Trail, timeline: Timeline) -> Combination:
+        if trail.name == "model.norm.weight" and len(trail) == 2:
+            raise InputError("not this one")
+        return super().fit(trail, timeline)
+
+
+def test_an_origin_that_one_tensor_refuses_is_left_out_whole(straight: Run) -> None:
+    found = backtest(opened(straight), methods=(Picky(),))
+    assert found.refused == ("stop from step 20: not this one",)
+    assert set(found.table["origin_step"]) == {10.0, 40.0}
+
+
+@pytest.mark.parametrize("methods", [None, (SlowLinear(),)], ids=["fast", "slow"])
+def test_a_checkpoint_that_is_not_finite_is_an_error(
+    methods: tuple[Predictor, ...] | None, tmp_path: Path
+) -> None:
     run = planted(tmp_path, steps=(10, 20))
     state: State = read_all(run.checkpoints[1])
     state["model.norm.weight"][3] = float("nan")
     run.checkpoints.append(write(tmp_path / "checkpoint-40", state))
     with pytest.raises(CheckpointError, match=r"checkpoint-40.*model\.norm\.weight"):
-        backtest(opened(run))
+        backtest(opened(run), methods=methods)
 
 
 def test_one_checkpoint_has_nothing_to_hold_back(straight: Run) -> None:
@@ -310,6 +334,14 @@ def test_equal_checkpoints_leave_the_gain_undefined(tmp_path: Path) -> None:
     table = backtest(opened(run), methods=methods).table.filter(ALL)
     assert table["gain_over_stop"].null_count() == table["cosine"].null_count() == table.height
     assert table["relative_error"].null_count() == 0
+
+
+def test_a_run_that_comes_back_leaves_the_gain_undefined(tmp_path: Path) -> None:
+    run = planted(tmp_path, steps=(10, 20, 30), curves=(lambda step: abs(step - 20) + 5,))
+    table = backtest(opened(run), methods=(Scale(),)).table.filter(ALL)
+    back = table.filter((pl.col("origin_step") == 10) & (pl.col("target_step") == 30))
+    assert back["gain_over_stop"].to_list() == [None]
+    assert table["gain_over_stop"].null_count() == 1
 
 
 def test_a_model_that_never_moved_has_no_numbers(tmp_path: Path) -> None:

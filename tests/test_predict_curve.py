@@ -54,9 +54,10 @@ def test_the_fit_is_the_least_squares_of_another_solver(seed: int) -> None:
     assert fit.ceiling <= 1
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(4))
 def test_the_interval_holds_every_curve_that_comes_close_and_no_more(seed: int) -> None:
-    seen = noisy(seed)
+    """In the last case the bound y∞ ≤ 1 cuts the ellipse."""
+    seen = noisy(seed) if seed < 3 else np.array([0.5, 0.59, 0.70, 0.78, 0.86, 0.985])
     fit = saturating_fit(STEPS, seen)
     value, low, high = fit.at(120.0)
     rng = np.random.default_rng(seed)

@@ -7,8 +7,10 @@ The rules, in this order:
    none otherwise.
 2. *By the weights.* Without candidates, a method is recommended if on checkpoints that it did not
    see, at horizons target/origin within a factor of 1.25 of the one asked for, it came at least
-   10 % closer to the later weights than stopping, in every case and from two origins or more; and
-   if the scores, where there are any, still rise beyond their interval.
+   10 % closer to the later weights than stopping, in every case and from two origins or more; if
+   these gains are not wearing off, so that a least squares line through them over the origins'
+   steps, read at the last checkpoint, still reaches 10 %; and if the scores, where there are any,
+   still rise beyond their interval.
 3. *Flat or falling.* If the curve of the scores leaves less than 0.01 to gain at the upper end of
    its interval, or the last two scores both lie more than 0.05 below the best one: stop.
 4. Else train on. Where there was too little to judge by, the advice says that it cannot tell, and
@@ -16,7 +18,8 @@ The rules, in this order:
 
 `scale` and `linear` are the baselines: another method is named only where it beats both, by one
 per cent of the way in every case (rule 2) or by the lower end of its interval (rule 1). None of
-these numbers was fitted to a result.
+these numbers was fitted to a result; that gains must not be wearing off was added after the lab's
+distillation runs, where they fell from origin to origin below zero while every one seen was good.
 """
 
 from __future__ import annotations
@@ -24,14 +27,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
+import numpy as np
 import polars as pl
 
 from offaxis.predict.backtest import Backtest
+from offaxis.predict.candidates import Candidate
 from offaxis.predict.curve import Curve
 
-__all__ = ["Advice", "Candidate", "Reason", "Scored", "Verdict", "advise"]
+__all__ = ["Advice", "Reason", "Verdict", "advise"]
 
 Verdict = Literal["extrapolate", "train on", "stop"]
 
@@ -53,53 +58,6 @@ _WEIGHTS_ALONE = (
     "close weights are not yet accurate ones: the errors above say nothing about accuracy; score "
     "the prediction and the last checkpoint on a validation set before relying on it"
 )
-
-
-class Scored(Protocol):
-    """A mean with its 95 % interval, as `offaxis.evaluate` returns it."""
-
-    @property
-    def value(self) -> float: ...
-    @property
-    def low(self) -> float: ...
-    @property
-    def high(self) -> float: ...
-    @property
-    def n(self) -> int: ...
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A written prediction's score on a validation set, and its gain over the last checkpoint.
-
-    score: in [0, 1]. gain, low, high: its score less the last checkpoint's, with the 95 % interval.
-    n: problems. paired: whether the interval is over the same problems' differences.
-    """
-
-    score: float
-    gain: float
-    low: float
-    high: float
-    n: int
-    paired: bool
-
-    @staticmethod
-    def from_pairs(score: Scored, difference: Scored) -> Candidate:
-        """From a score and `evaluate.paired_difference(prediction, last checkpoint)`."""
-        gain, low, high = difference.value, difference.low, difference.high
-        return Candidate(score.value, gain, low, high, difference.n, True)
-
-    @staticmethod
-    def from_scores(score: Scored, last: Scored) -> Candidate:
-        """From two scores with intervals that were not paired.
-
-        The ends of both intervals are joined in quadrature (Newcombe 1998, method 10), which is
-        wider than pairs where the problems are the same.
-        """
-        gain = score.value - last.value
-        low = gain - math.hypot(score.value - score.low, last.high - last.value)
-        high = gain + math.hypot(score.high - score.value, last.value - last.low)
-        return Candidate(score.value, gain, low, high, min(score.n, last.n), False)
 
 
 @dataclass(frozen=True)
@@ -298,8 +256,8 @@ def _by_weights(
             "their step; or a nearer step (--at)"
         )
         return None, [Reason(text, {"horizon": asked, "origins": float(seen)})], [more]
-    reasons = [one.reason(name, asked) for name, one in enough.items()]
-    return _choose(enough, reasons), reasons, []
+    reasons = [one.reason(name, asked, last) for name, one in enough.items()]
+    return _choose(enough, reasons, last), reasons, []
 
 
 @dataclass(frozen=True)
@@ -316,13 +274,25 @@ class _Cases:
     def least(self) -> float:
         return min(self.gains.values())
 
-    def reason(self, name: str, asked: float) -> Reason:
-        greatest = max(self.gains.values())
-        held = (
-            f"at least {100 * MARGIN:.0f} % closer in every case"
-            if self.least >= MARGIN
-            else "which is not enough"
-        )
+    def ahead(self, last: float) -> float:
+        """The gain to expect from the last checkpoint: the line through the gains, read there."""
+        steps = np.array([origin for origin, _ in self.gains])
+        gains = np.array(list(self.gains.values()))
+        away = steps - steps.mean()
+        slope = float(away @ gains) / float(away @ away)
+        return float(gains.mean()) + slope * (last - float(steps.mean()))
+
+    def holds(self, last: float) -> bool:
+        """Enough in every case, and not wearing off."""
+        return self.least >= MARGIN and self.ahead(last) >= MARGIN
+
+    def reason(self, name: str, asked: float, last: float) -> Reason:
+        greatest, ahead = max(self.gains.values()), self.ahead(last)
+        held = f"at least {100 * MARGIN:.0f} % closer in every case"
+        if self.least < MARGIN:
+            held = "which is not enough"
+        elif not self.holds(last):
+            held += f", but ever less: {_percent(ahead)} % is to be expected from step {last:g}"
         return Reason(
             f"with {name}, predictions came {_closer(self.least, greatest)} later weights than "
             f"stopping, {held} ({len(self.gains)} cases from {self.origins} origins, about "
@@ -330,6 +300,7 @@ class _Cases:
             {
                 "least": self.least,
                 "greatest": greatest,
+                "ahead": ahead,
                 "cases": float(len(self.gains)),
                 "origins": float(self.origins),
             },
@@ -339,6 +310,10 @@ class _Cases:
         """Clearly better in every case that both have."""
         both = self.gains.keys() & other.gains.keys()
         return bool(both) and all(self.gains[one] >= other.gains[one] + CLEAR for one in both)
+
+
+def _percent(share: float) -> str:
+    return f"{round(100 * share)}".replace("-", "−")
 
 
 def _closer(least: float, greatest: float) -> str:
@@ -359,21 +334,22 @@ def _cases(rows: pl.DataFrame) -> dict[str, _Cases]:
     return {name: _Cases(gains) for name, gains in found.items()}
 
 
-def _choose(cases: Mapping[str, _Cases], reasons: list[Reason]) -> str | None:
+def _choose(cases: Mapping[str, _Cases], reasons: list[Reason], last: float) -> str | None:
     """The method with the largest least gain; a baseline unless another beats both of them.
 
     Of methods that cannot be told apart the plainer one.
     """
-    able = [name for name, one in cases.items() if one.least >= MARGIN]
+    able = [name for name, one in cases.items() if one.holds(last)]
     baselines = [cases[name] for name in _BASELINES if name in cases]
     named: Sequence[str] = [
         name
         for name in able
         if name in _BASELINES or all(cases[name].beats(other) for other in baselines)
     ]
-    for name in able:
-        if name not in named:
-            reasons.append(Reason(f"in some case {name} does not beat {' and '.join(_BASELINES)}"))
+    both = " and ".join(_BASELINES)
+    reasons += [
+        Reason(f"in some case {name} does not beat {both}") for name in able if name not in named
+    ]
     best = max((cases[name].least for name in named), default=0.0)
     near = [name for name in named if cases[name].least >= best - CLEAR]
     return min(near, key=(*_BASELINES, *near).index, default=None)

@@ -12,9 +12,10 @@ import polars as pl
 
 from offaxis.errors import CheckpointError, InputError
 from offaxis.masks import Progress
-from offaxis.predict.advice import Advice, Candidate, advise
+from offaxis.predict.advice import Advice, advise
 from offaxis.predict.alpharl import AlphaRL
 from offaxis.predict.backtest import COLUMNS, Backtest, backtest, default_methods
+from offaxis.predict.candidates import Candidate
 from offaxis.predict.curve import Curve, fit_curve
 from offaxis.predict.goal import Goal
 from offaxis.predict.methods import Predictor

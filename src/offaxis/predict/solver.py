@@ -28,8 +28,10 @@ __all__ = ["Matrix", "Triplet", "top_triplet", "triplets", "update_of"]
 
 Matrix = Difference | torch.Tensor | Floats
 
-_DENSE = 128
+_DENSE = 48
 """Shorter side up to which an SVD is as fast."""
+_WHOLE = 1 << 16
+"""Entries up to which the difference is formed, and nothing has to be compiled."""
 _PASSES = 64
 """After which the exact path is as fast."""
 _OFTEN = 24
@@ -109,26 +111,27 @@ def top_triplet(
     """
     operator = _operator(matrix)
     rows, cols = operator.shape
-    size = operator.size()
-    if not (math.isfinite(size.largest) and math.isfinite(size.norm)):
-        raise InputError(
-            f"a {rows}x{cols} update has entries that are NaN, infinite or too large; leave out "
-            "the checkpoint that holds them, or save it again"
-        )
-    if size.norm == 0:
-        zeros = (np.zeros(rows), np.zeros(cols))
-        return Triplet(0.0, *zeros, 0.0, 0.0, 0.0, math.pi / 2, True, "zero", 1)
-    first = _first(start, cols)
-    if isinstance(operator, _Whole):
-        return _exact(operator, size, tolerance, 1, svd=True)
-    rng = np.random.default_rng([seed, rows])
     with _one_thread():
+        size = operator.size()
+        if not (math.isfinite(size.largest) and math.isfinite(size.norm)):
+            raise InputError(
+                f"a {rows}x{cols} update has entries that are NaN, infinite or too large; leave "
+                "out the checkpoint that holds them, or save it again"
+            )
+        if size.norm == 0:
+            zeros = (np.zeros(rows), np.zeros(cols))
+            return Triplet(0.0, *zeros, 0.0, 0.0, 0.0, math.pi / 2, True, "zero", 1)
+        first = _first(start, cols)
+        if min(rows, cols) <= _DENSE:
+            return _exact(operator, size, tolerance, 1, svd=True)
+        rng, passes = np.random.default_rng([seed, rows]), _PASSES
         found = _krylov(operator, scale_of(size.norm), size, first, tolerance, rng)
-    if found is not None:
-        triplet = _checked(operator, size, found.v, found.second, found.passes, tolerance)
-        if not triplet.tied:
-            return triplet
-    return _exact(operator, size, tolerance, _PASSES if found is None else found.passes + 1)
+        if found is not None:
+            triplet = _checked(operator, size, found.v, found.second, found.passes, tolerance)
+            passes = triplet.passes
+            if not triplet.tied:
+                return triplet
+    return _exact(operator, size, tolerance, passes)
 
 
 def update_of(trail: Trail, t: int) -> Matrix:
@@ -180,12 +183,13 @@ class _Whole:
         if not 0 < largest < math.inf:
             return Size(0.0, 0.0) if largest == 0 else Size(math.inf, math.inf)
         scale = scale_of(largest)
-        return Size(float(np.linalg.norm(self.values * scale)) / scale, largest)
+        norm = float(torch.from_numpy(self.values * scale).norm())
+        return Size(norm / scale, largest)
 
     def both(self, x: Floats, *, scale: float = 1.0) -> tuple[Floats, Floats]:
-        values = self.values * scale
-        image = x @ values.T
-        return image, image @ values
+        values = torch.from_numpy(self.values * scale)
+        image = torch.from_numpy(x) @ values.T
+        return image.numpy(), (image @ values).numpy()
 
     def dense(self) -> Floats:
         return self.values
@@ -198,7 +202,8 @@ def _operator(matrix: Matrix) -> Difference | _Whole:
             what = f"an update of shape {tuple(given.shape)} and {given.dtype}"
             raise InputError(f"{what}: give a matrix of floats")
         matrix = Difference.of(given)
-    return _Whole(matrix.dense()) if min(matrix.shape) <= _DENSE else matrix
+    small = math.prod(matrix.shape) <= _WHOLE or min(matrix.shape) <= _DENSE
+    return _Whole(matrix.dense()) if small else matrix
 
 
 def _first(start: Triplet | Floats | None, cols: int) -> Floats | None:

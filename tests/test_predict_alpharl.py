@@ -160,6 +160,16 @@ def test_units_of_the_scores_do_not_matter() -> None:
     assert oracle == pytest.approx(given, abs=1e-12)
 
 
+def test_the_record_tells_the_interval_of_the_target_and_a_leak() -> None:
+    trail = Updates(noisy())
+    foreseen = AlphaRL().fit(trail, timeline()).facts
+    assert foreseen["target_low"] <= foreseen["target"] <= foreseen["target_high"]
+    assert foreseen["target_leaks"] == 0
+    oracle = AlphaRL(target=Goal("oracle", 0.92)).fit(trail, timeline()).facts
+    assert (oracle["target"], oracle["target_leaks"]) == (1.0, 1.0)
+    assert "target_low" not in oracle
+
+
 def test_units_of_the_features_only_scale_the_vector() -> None:
     x, y, units = normal(5, 20, seed=6), SCORES, np.exp(normal(20, seed=7))
     plain, scaled = one_component(x, y), one_component(x * units, y)

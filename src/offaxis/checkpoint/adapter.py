@@ -100,10 +100,13 @@ class BoundCheckpoint(Checkpoint):
             raise missing_tensor(name, self.specs)
         if name not in self._touched:
             return self.base[name]
-        if self._last is None or self._last[0] != name:
-            self._last = None  # release before the next is made
-            self._last = (name, self._touched[name][1]())
-        return self._last[1]
+        last = self._last  # read once: several threads may ask
+        if last is not None and last[0] == name:
+            return last[1]
+        last = self._last = None  # release before the next is made
+        made = self._touched[name][1]()
+        self._last = (name, made)
+        return made
 
 
 @dataclass

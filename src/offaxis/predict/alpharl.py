@@ -122,7 +122,8 @@ class AlphaRL:
     Facts of a matrix: `r2` in-sample, which is near 1 for anything that drifts; `rows` in the
     regression and `dropped` for want of a score; `sigma` and `share` (σ²/‖ΔW‖²) at the last
     checkpoint; `cosine_u_min`, `cosine_u_mean` and `cosine_v_min` of neighbours; `tied`, updates
-    whose first direction is one of many; `target` y* and `reach`, t* over the largest |t| seen.
+    whose first direction is one of many; `target` y* with `target_low` and `target_high` where the
+    goal has an interval, `target_leaks` 1 for the oracle; `reach`, t* over the largest |t| seen.
     For the code also `alpha_omitted`, `own_rank1_kept` (σ_T / ‖x*‖) and `target_factor`.
 
     Source: arXiv 2510.00553, section 4.1 and appendix E.
@@ -290,8 +291,12 @@ class _Fit:
         out = {**self.fitted, **self.track.facts()}
         if "at" in self.method.needs and self.timeline.at is None:
             return out
-        target = self._target(None)
+        aim = self.method.target.target(self.timeline)
+        target = self.method.factor * aim.value
         out |= {"target": target, "reach": self.component.reach(target)}
+        ends = {"target_low": aim.low, "target_high": aim.high}
+        out |= {name: self.method.factor * end for name, end in ends.items() if end is not None}
+        out["target_leaks"] = float(aim.leaks)
         if self.method.variant == "code":
             sigma, norm = float(self.track.sigma[-1]), float(self.track.norms[-1])
             length = float(np.linalg.norm(self.component.vector(target)))

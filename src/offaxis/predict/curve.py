@@ -6,10 +6,10 @@
 - `flat`: no more gain; later scores equal the last one.
 
 The saturating curve is told from four scores on: within [0, 1] it holds the others as limits, so
-its interval covers theirs. (Choosing among the three by their errors instead covered the true
-gain in 55 to 83 % of simulated runs of 4 to 12 scores, where 95 % was claimed.) What all three would have
-done is told beside it: each is fitted to the first k ≥ 3 scores and asked for all later ones. With
-three scores the line is told. Pure functions; no file is opened.
+its interval covers theirs. (Choosing among the three by their errors instead covered the true gain
+in 55 to 83 % of simulated runs of 4 to 12 scores, where 95 % was claimed.) What all three would
+have done is told beside it: each is fitted to the first k ≥ 3 scores and asked for all later ones.
+With three scores the line is told. Pure functions; no file is opened.
 """
 
 from __future__ import annotations

@@ -320,7 +320,7 @@ def _missed(steps: int, size: int) -> float:
     """ε: a random start of `size` entries leaves, after so many steps, the largest eigenvalue more
     than this share above the largest Ritz value with a probability of 10⁻⁶ at most.
 
-    1.648 √n exp(−√ε (2k − 1)) = 10⁻⁶ (Kuczyński and Woźniakowski 1992, theorem 4.2), at most 1.
+    1.648 √n exp(−√ε (2k − 1)) = 10⁻⁶ (Kuczyński and Woźniakowski 1992), at most 1.
     """
     return min(1.0, (math.log(1.648 * math.sqrt(size) / _ODDS) / (2 * steps - 1)) ** 2)
 

@@ -8,6 +8,7 @@ from functools import partial
 from offaxis.predict.alpharl import AlphaRL
 from offaxis.predict.linear import Linear, Stop
 from offaxis.predict.methods import Predictor
+from offaxis.predict.rebuilding import RankK
 from offaxis.predict.relex import Relex
 from offaxis.predict.scale import Scale
 
@@ -20,6 +21,7 @@ METHODS: Mapping[str, Callable[[], Predictor]] = {
     "alpharl-code": partial(AlphaRL, variant="code"),
     "scale": Scale,
     "linear": Linear,
+    "rank": RankK,
     "stop": Stop,
 }
 """Name → a predictor with its defaults."""

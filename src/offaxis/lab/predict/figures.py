@@ -49,7 +49,8 @@ def accuracy_by_fraction(study: PredictStudy) -> Figure:
         axis.set_xticks(steps, [str(step) for step in steps])
         axis.minorticks_off()
         axis.set_title(f"{NAMES[str(method)]}, {task}", fontsize=8)
-    axes[0].legend(fontsize=6, frameon=False)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4,
+                  fontsize=7, frameon=False)  # fmt: skip
     axes[0].set_ylabel("avg@k of the predicted end", fontsize=8)
     axes[0].set_xlabel("last step that was seen", fontsize=8)
     return figure

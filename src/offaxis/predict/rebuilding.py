@@ -31,6 +31,7 @@ __all__ = [
     "Directions",
     "Grown",
     "RankK",
+    "Rebuilt",
     "Recipe",
     "directions",
     "parse_recipes",
@@ -244,9 +245,24 @@ class RankK:
 
     def fit(self, trail: Trail, timeline: Timeline) -> Grown:
         """Decompose the last update of one tensor. InputError for a rank that cannot be."""
+        return Rebuilt(rank_recipe(self.rank, rescale=self.rescale)).fit(trail, timeline)
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """What a recipe keeps of the last checkpoint's update, as `RankK` for any recipe."""
+
+    recipe: Recipe
+    name: ClassVar[str] = "rank"
+    needs: ClassVar[frozenset[str]] = frozenset({"steps"})
+    least: ClassVar[int] = 1
+    cuts: ClassVar[bool] = True
+
+    def fit(self, trail: Trail, timeline: Timeline) -> Grown:
+        """Decompose the last update of one tensor."""
         if not trail.is_matrix:
             return Grown(None, 1.0, None, {})
-        recipe = rank_recipe(self.rank, rescale=self.rescale)
+        recipe = self.recipe
         update = torch.from_numpy(trail[len(trail) - 1])
         found = directions(update, most=recipe.reach(trail.shape), name=trail.name)
         facts = {"rank": float(recipe.rank_of(trail.shape))}

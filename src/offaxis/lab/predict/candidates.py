@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from offaxis.predict.rebuilding import RankK
+from offaxis.predict.methods import Predictor
+from offaxis.predict.rebuilding import RankK, Rebuilt, Recipe
 
 __all__ = ["CONTESTANTS", "FRACTIONS", "REACHES", "REBUILT", "STOP", "Contestant", "places"]
 
@@ -59,11 +60,21 @@ CONTESTANTS: Mapping[str, Contestant] = {
 }
 """In the order of the tables. What is called an oracle is shown and recommended nowhere."""
 
-REBUILT: Mapping[str, RankK] = {
+_RANKS: Mapping[str, Predictor] = {
     "rank 1": RankK(1),
     "rank 1, as is": RankK(1, rescale=False),
     "rank 4": RankK(4),
     "all": RankK("full", rescale=False),
 }
-"""Models made of the final update's matrices alone; embeddings, norms and head stay at the base. Of
-a matrix of the lab's model, 128 wide, one percent of the directions is the first."""
+_DIRECTIONS: Mapping[str, Predictor] = {
+    f"direction {number}": Rebuilt(Recipe(f"component-{number}", "component", component=number))
+    for number in (2, 3, 5)
+}
+_LENGTHS: Mapping[str, Predictor] = {
+    f"rank 1 × {factor}": Rebuilt(Recipe(f"scale-{factor}", "scale", rank=1, factor=factor))
+    for factor in (0.5, 1.5, 2.0)
+}
+REBUILT: Mapping[str, Predictor] = {**_RANKS, **_DIRECTIONS, **_LENGTHS}
+"""Models made of the final update's matrices alone; embeddings, norms and head stay at the base.
+Single directions are made as long as ΔW, lengths are in ‖ΔW‖. Of a matrix of the lab's model, 144
+wide, one percent of the directions is the first."""

@@ -234,4 +234,4 @@ def _rebuilt(bench: Bench, key: Key) -> Row:
     bench.stand.put(updates)
     told: Row = {"kind": "rebuilt"} | key._asdict()
     real = bench.update(key.target)
-    return told | bench.stand.judged() | bench.stand.beyond() | against(updates, real)
+    return told | bench.stand.judged() | against(updates, real)

@@ -28,6 +28,11 @@ _LABELS = {
     "rank 1, as is": "rank 1, as it is",
     "rank 4": "rank 4, made as long as ΔW",
     "all": "all directions",
+    **{f"direction {number}": f"direction {number} alone, as long as ΔW" for number in (2, 3, 5)},
+    **{
+        f"rank 1 × {factor}": f"rank 1, {factor:g} times as long as ΔW"
+        for factor in (0.5, 1.5, 2.0)
+    },
 }
 _MATRICES = (
     "AlphaRL and rank 1 leave embeddings, norms and head at the base, AlphaRL's code at the last "

@@ -201,6 +201,7 @@ def test_every_setting_but_keep_makes_another_run() -> None:
         "optimizer": "sgd",
         "dtype": "bfloat16",
         "edit": "permute?layers=1",
+        "series": (3,),
     }
     assert {field.name for field in fields(RunConfig)} == changed.keys() | {"keep"}
     names = {replace(first, **{key: value}).identity("base") for key, value in changed.items()}

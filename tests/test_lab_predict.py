@@ -13,6 +13,7 @@ from polars.testing import assert_frame_equal
 
 from offaxis.comparison.sampling import student_t
 from offaxis.errors import InputError
+from offaxis.lab.blocks import refreshed
 from offaxis.lab.predict import PredictStudy
 from offaxis.lab.predict.candidates import CONTESTANTS, FRACTIONS, STOP
 from offaxis.lab.predict.exams import Validation, harder, judging, validation
@@ -294,3 +295,12 @@ def test_tables_of_another_version_or_without_the_base_are_refused(tmp_path: Pat
         replace(whole, rows=whole.rows.with_columns(difficulty=other)).check()
     with pytest.raises(InputError, match="neither a queue nor a saved study"):
         PredictStudy.read(tmp_path)
+
+
+def test_the_documented_tables_are_what_the_command_prints() -> None:
+    docs = Path(__file__).parents[1] / "docs"
+    found = PredictStudy.read(docs / "studies" / "predict")
+    page = (docs / "predict.md").read_text(encoding="utf-8")
+    assert refreshed(page, found.blocks()) == page
+    saved = docs / "studies" / "predict" / "predict.md"
+    assert saved.read_text(encoding="utf-8") == found.markdown()

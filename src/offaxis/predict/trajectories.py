@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from offaxis.predict.series import Series
-from offaxis.predict.solver import Triplet, top_triplet
+from offaxis.predict.solver import triplets
 from offaxis.predict.trails import SeriesTrail
 
 __all__ = ["KINDS", "Trajectory", "aligned_signs", "matrix_trails", "trajectory"]
@@ -74,14 +74,10 @@ def trajectory(trail: SeriesTrail) -> Trajectory:
     rows, cols = (trail.shape[1], trail.shape[0]) if turned else (trail.shape[0], trail.shape[1])
     left, sigma, norms = np.zeros((len(trail), rows)), np.zeros(len(trail)), np.zeros(len(trail))
     right, tied = np.zeros((len(trail), cols)), [False] * len(trail)
-    before: Triplet | None = None
-    for t in range(len(trail)):
-        update = trail[t].T if turned else trail[t]
-        found = top_triplet(np.ascontiguousarray(update), before)
+    for t, found in enumerate(triplets(trail)):
         sigma[t], norms[t] = found.sigma, found.norm
         if found.norm > 0:
             left[t], right[t], tied[t] = found.u, found.v, found.tied
-            before = found
     signs = aligned_signs(left)
     return Trajectory(
         tensor=trail.name, layer=trail.part.layer, role=trail.part.role, expert=trail.part.expert,
